@@ -1,0 +1,53 @@
+//! How an action can end. Every end has exactly one class, and a failure of ours is never told as
+//! an exit code.
+
+use crate::reapi::status::MissingBlob;
+
+/// The class of an end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The command exited with this code.
+    Exited(i32),
+    /// A signal that was not ours killed the command.
+    Signalled(i32),
+    /// The command ran longer than its Action allows.
+    TimedOut {
+        /// The bound, in seconds.
+        after: u64,
+    },
+    /// The kernel killed the command because it used more memory than it was given.
+    OutOfMemory,
+    /// The command went beyond a bound of the worker's (outputs, disk); the text names it.
+    LimitExceeded(String),
+    /// The action cannot be run as it is, anywhere; the text names the offending part.
+    BadRequest(String),
+    /// The action asks for something that this worker does not offer; the text names it.
+    Unsupported(String),
+    /// Blobs that the action needs and nobody has; all of them.
+    MissingInputs(Vec<MissingBlob>),
+    /// A failure of the worker or of something that it relies on; another worker may succeed.
+    Infrastructure(String),
+    /// The client or the scheduler took the action back.
+    Cancelled,
+    /// The worker is going away before the action could finish; another worker should run it.
+    Preempted,
+}
+
+impl Ending {
+    /// The class's name in logs and metrics.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Ending::Exited(_) => "exited",
+            Ending::Signalled(_) => "signalled",
+            Ending::TimedOut { .. } => "timed-out",
+            Ending::OutOfMemory => "out-of-memory",
+            Ending::LimitExceeded(_) => "limit-exceeded",
+            Ending::BadRequest(_) => "bad-request",
+            Ending::Unsupported(_) => "unsupported",
+            Ending::MissingInputs(_) => "missing-inputs",
+            Ending::Infrastructure(_) => "infrastructure",
+            Ending::Cancelled => "cancelled",
+            Ending::Preempted => "preempted",
+        }
+    }
+}

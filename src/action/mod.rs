@@ -1,0 +1,25 @@
+//! The life of one action, from its lease to its result.
+
+pub mod ending;
+
+use prost_types::Any;
+
+pub use ending::Ending;
+
+use crate::reapi::proto::re;
+
+/// An action that has ended, one way or another.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// How it ended: exactly one class.
+    pub ending: Ending,
+    /// The result as far as there is one: always for a command that ran to an end of its own, the partial one
+    /// after a timeout, never for failures of ours.
+    pub result: Option<re::ActionResult>,
+    /// What a human should read beside the result; empty if there is nothing to say.
+    pub message: String,
+    /// Whether the result may be cached: a clean exit with code 0 of an action that allows it.
+    pub cacheable: bool,
+    /// Further statuses for clients that read them.
+    pub details: Vec<Any>,
+}

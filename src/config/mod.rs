@@ -1,0 +1,7 @@
+//! What an operator may set.
+
+pub mod endpoint;
+pub mod owner;
+
+pub use endpoint::Endpoint;
+pub use owner::Owner;

@@ -1,0 +1,116 @@
+//! Collecting what a command left behind, after its last process is dead: declared paths are
+//! opened beneath the root without following links, hashed, and moved into the local store.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::cas::{CasError, LocalStore};
+use crate::reapi::proto::re;
+use crate::reapi::{Digest, DigestFunction};
+
+/// What kind of thing a declared output must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputKind {
+    /// Whatever is there (`output_paths`).
+    Any,
+    /// A file or a link (`output_files`).
+    File,
+    /// A directory or a link (`output_directories`).
+    Directory,
+}
+
+/// One declared output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputPath {
+    /// As the Command has it: the result names it by this text.
+    pub declared: String,
+    /// Where that is below the root: clean, without `..`; empty for the root itself.
+    pub within_root: String,
+    /// What it may be.
+    pub kind: OutputKind,
+}
+
+/// What to collect, and how to describe it.
+#[derive(Clone, Debug)]
+pub struct CollectRequest {
+    /// The input root on the host.
+    pub root: PathBuf,
+    /// The declared outputs.
+    pub outputs: Vec<OutputPath>,
+    /// How directories are described.
+    pub format: re::command::OutputDirectoryFormat,
+    /// The node properties to report: `mtime` and `unix_mode` are known, others are ignored.
+    pub node_properties: Vec<String>,
+    /// The function of all digests.
+    pub function: DigestFunction,
+    /// Bounds.
+    pub limits: OutputLimits,
+}
+
+/// How much a command may leave behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutputLimits {
+    /// Files, directories and links in all.
+    pub nodes: u64,
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Directories beneath one another.
+    pub depth: u32,
+}
+
+impl Default for OutputLimits {
+    fn default() -> Self {
+        OutputLimits {
+            nodes: 1_000_000,
+            bytes: 1 << 38,
+            depth: 256,
+        }
+    }
+}
+
+/// What was collected: the output fields of an ActionResult, and every blob that they need.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// Only `output_files`, `output_symlinks`, `output_file_symlinks`, `output_directories` and
+    /// `output_directory_symlinks` are set, each sorted by path.
+    pub result: re::ActionResult,
+    /// All blobs, now in the local store.
+    pub blobs: Vec<Digest>,
+    /// Keeps them there.
+    pub pins: Vec<crate::cas::Pins>,
+}
+
+/// Why outputs were refused or lost.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// The command left something that cannot be an output; its fault.
+    #[error("output {path:?} {problem}")]
+    Refused {
+        /// The declared path, or the path below it.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A system call failed; ours.
+    #[error("cannot {action} output {path:?}: {source}")]
+    Disk {
+        /// The attempted operation.
+        action: &'static str,
+        /// The path within the root.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The local store failed; ours.
+    #[error(transparent)]
+    Cas(#[from] CasError),
+}
+
+/// Collects the outputs; blocks. Declared outputs that do not exist are left out, as REAPI has it.
+pub fn collect(
+    _store: &Arc<LocalStore>,
+    _request: &CollectRequest,
+) -> Result<Collected, OutputError> {
+    todo!()
+}

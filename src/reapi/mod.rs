@@ -1,0 +1,11 @@
+//! The wire: generated types, digests, resource names and statuses. Nothing in here waits, keeps
+//! state or touches a disk.
+
+pub mod any;
+pub mod digest;
+pub mod proto;
+pub mod resource;
+pub mod status;
+pub mod time;
+
+pub use digest::{Digest, DigestFunction};

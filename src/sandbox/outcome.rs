@@ -1,0 +1,85 @@
+//! How a command ended, what it used and what it said.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It exited with this code.
+    Exited(i32),
+    /// It was killed by this signal, which was not ours.
+    Signalled(i32),
+    /// It could not be started, and the fault is in the command: `code` is what a shell would have
+    /// exited with (127 not found, 126 not executable), `message` says what was tried.
+    NotStarted {
+        /// 126 or 127.
+        code: i32,
+        /// What was tried, for the command's standard error.
+        message: String,
+    },
+    /// It ran longer than it was allowed to and was killed.
+    TimedOut,
+    /// It was killed because its `CancellationToken` said so.
+    Cancelled,
+}
+
+/// One output stream.
+#[derive(Debug)]
+pub enum Captured {
+    /// All of it.
+    Memory(Bytes),
+    /// A file that the receiver owns (to adopt or remove).
+    File {
+        /// Where.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+}
+
+/// What the command used, itself and its waited-for descendants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time in user mode.
+    pub user: Duration,
+    /// CPU time in the kernel.
+    pub system: Duration,
+    /// The largest resident set of one process, in bytes.
+    pub max_rss: u64,
+    /// Page faults served without the disk.
+    pub minor_faults: u64,
+    /// Page faults that waited for the disk.
+    pub major_faults: u64,
+    /// Blocks read.
+    pub blocks_in: u64,
+    /// Blocks written.
+    pub blocks_out: u64,
+    /// Voluntary context switches.
+    pub voluntary_switches: u64,
+    /// Involuntary context switches.
+    pub involuntary_switches: u64,
+}
+
+/// Everything about a finished command. No process of it is left.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub end: End,
+    /// What it used.
+    pub usage: Usage,
+    /// When it was started.
+    pub started: SystemTime,
+    /// When its last process was dead.
+    pub finished: SystemTime,
+    /// Its standard output.
+    pub stdout: Captured,
+    /// Bytes of standard output beyond the limit, which were dropped.
+    pub stdout_dropped: u64,
+    /// Its standard error.
+    pub stderr: Captured,
+    /// Bytes of standard error beyond the limit, which were dropped.
+    pub stderr_dropped: u64,
+}

@@ -1,0 +1,1 @@
+//! Leases over the Remote Workers API, as BuildGrid speaks it.

@@ -1,0 +1,1 @@
+//! The REAPI services over a local store.

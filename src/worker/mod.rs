@@ -1,0 +1,1 @@
+//! Slots, dispatch and drain.
