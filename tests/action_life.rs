@@ -16,30 +16,50 @@ async fn a_command_sees_its_inputs_and_leaves_its_outputs() {
     let bench = Bench::new(|_| {});
     let root = bench.root(&[("in.txt", b"hello\n")]);
     let command = re::Command {
-        output_paths: vec!["deep/er/out.txt".into(), "dir".into(), "link".into(), "absent".into()],
-        ..sh("cat in.txt > deep/er/out.txt; mkdir dir; echo 1 > dir/a; chmod +x dir/a; ln -s in.txt link; echo said; echo warned >&2")
+        output_paths: vec![
+            "deep/er/out.txt".into(),
+            "dir".into(),
+            "link".into(),
+            "absent".into(),
+        ],
+        ..sh(
+            "cat in.txt > deep/er/out.txt; mkdir dir; echo 1 > dir/a; chmod +x dir/a; ln -s in.txt link; echo said; echo warned >&2",
+        )
     };
     let finished = bench.run(command, root).await;
     assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
     assert!(finished.cacheable);
     let result = finished.result.unwrap();
-    assert_eq!((&result.stdout_raw[..], &result.stderr_raw[..]), (&b"said\n"[..], &b"warned\n"[..]));
+    assert_eq!(
+        (&result.stdout_raw[..], &result.stderr_raw[..]),
+        (&b"said\n"[..], &b"warned\n"[..])
+    );
     assert_eq!(result.output_files.len(), 1);
     assert_eq!(result.output_files[0].path, "deep/er/out.txt");
-    assert_eq!(bench.blob(result.output_files[0].digest.as_ref()), b"hello\n");
+    assert_eq!(
+        bench.blob(result.output_files[0].digest.as_ref()),
+        b"hello\n"
+    );
     assert_eq!(result.output_symlinks[0].target, "in.txt");
-    let tree: re::Tree = prost::Message::decode(&bench.blob(result.output_directories[0].tree_digest.as_ref())[..]).unwrap();
+    let tree: re::Tree =
+        prost::Message::decode(&bench.blob(result.output_directories[0].tree_digest.as_ref())[..])
+            .unwrap();
     assert!(tree.root.unwrap().files[0].is_executable);
 }
 
 #[tokio::test]
 async fn a_failing_command_is_told_with_its_code_and_is_not_cacheable() {
     let bench = Bench::new(|_| {});
-    let finished = bench.run(sh("echo oops >&2; exit 7"), bench.root(&[])).await;
+    let finished = bench
+        .run(sh("echo oops >&2; exit 7"), bench.root(&[]))
+        .await;
     assert_eq!(finished.ending, Ending::Exited(7));
     assert!(!finished.cacheable);
     let result = finished.result.unwrap();
-    assert_eq!((result.exit_code, &result.stderr_raw[..]), (7, &b"oops\n"[..]));
+    assert_eq!(
+        (result.exit_code, &result.stderr_raw[..]),
+        (7, &b"oops\n"[..])
+    );
 
     let finished = bench.run(sh("kill -SEGV $$"), bench.root(&[])).await;
     assert_eq!(finished.ending, Ending::Signalled(11));
@@ -50,20 +70,32 @@ async fn a_failing_command_is_told_with_its_code_and_is_not_cacheable() {
 #[tokio::test]
 async fn a_program_that_is_not_there_is_the_command_s_fault() {
     let bench = Bench::new(|_| {});
-    let command = re::Command { arguments: vec!["no-such-tool".into()], ..sh("") };
+    let command = re::Command {
+        arguments: vec!["no-such-tool".into()],
+        ..sh("")
+    };
     let finished = bench.run(command, bench.root(&[])).await;
     assert_eq!(finished.ending, Ending::Exited(127));
     let stderr = String::from_utf8(finished.result.unwrap().stderr_raw.to_vec()).unwrap();
-    assert!(stderr.contains("no-such-tool") && stderr.contains("/usr/bin:/bin"), "{stderr}");
+    assert!(
+        stderr.contains("no-such-tool") && stderr.contains("/usr/bin:/bin"),
+        "{stderr}"
+    );
 }
 
 #[tokio::test]
 async fn do_not_cache_is_honoured() {
     let bench = Bench::new(|_| {});
     let command = bench.put_message(&sh("true"));
-    let action = re::Action { do_not_cache: true, ..action(command, bench.root(&[])) };
+    let action = re::Action {
+        do_not_cache: true,
+        ..action(command, bench.root(&[]))
+    };
     let finished = bench.run_action(action, CancellationToken::new()).await;
-    assert_eq!((finished.ending, finished.cacheable), (Ending::Exited(0), false));
+    assert_eq!(
+        (finished.ending, finished.cacheable),
+        (Ending::Exited(0), false)
+    );
 }
 
 #[tokio::test]
@@ -74,7 +106,10 @@ async fn a_timeout_keeps_the_partial_result() {
         ..sh("echo begun; echo x > partial; sleep 100; echo never")
     });
     let action = re::Action {
-        timeout: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+        timeout: Some(prost_types::Duration {
+            seconds: 1,
+            nanos: 0,
+        }),
         ..action(command, bench.root(&[]))
     };
     let finished = bench.run_action(action, CancellationToken::new()).await;
@@ -126,18 +161,29 @@ async fn every_missing_blob_is_named_at_once() {
         ..Default::default()
     };
     let sub = bench.put_message(&re::Directory {
-        files: vec![file("here.c", bench.put(b"here")), file("lost.c", absent("lost"))],
+        files: vec![
+            file("here.c", bench.put(b"here")),
+            file("lost.c", absent("lost")),
+        ],
         ..Default::default()
     });
     let root = bench.put_message(&re::Directory {
         files: vec![file("gone.h", absent("gone"))],
         directories: vec![
-            re::DirectoryNode { name: "src".into(), digest: Some(sub.to_proto()) },
-            re::DirectoryNode { name: "vanished".into(), digest: Some(absent("vanished").to_proto()) },
+            re::DirectoryNode {
+                name: "src".into(),
+                digest: Some(sub.to_proto()),
+            },
+            re::DirectoryNode {
+                name: "vanished".into(),
+                digest: Some(absent("vanished").to_proto()),
+            },
         ],
         ..Default::default()
     });
-    let finished = bench.run_action(action(absent("command"), root), CancellationToken::new()).await;
+    let finished = bench
+        .run_action(action(absent("command"), root), CancellationToken::new())
+        .await;
     let Ending::MissingInputs(missing) = finished.ending else {
         panic!("{:?}", finished.ending)
     };
@@ -146,7 +192,11 @@ async fn every_missing_blob_is_named_at_once() {
     let mut expected = ["command", "gone", "lost", "vanished"].map(absent).to_vec();
     expected.sort();
     assert_eq!(digests, expected, "{missing:?}");
-    let what: String = missing.iter().map(|m| m.what.as_str()).collect::<Vec<_>>().join("; ");
+    let what: String = missing
+        .iter()
+        .map(|m| m.what.as_str())
+        .collect::<Vec<_>>()
+        .join("; ");
     for word in ["src/lost.c", "gone.h", "vanished", "Command"] {
         assert!(what.contains(word), "{what}");
     }
@@ -155,7 +205,12 @@ async fn every_missing_blob_is_named_at_once() {
 #[tokio::test]
 async fn large_output_is_a_blob_and_cut_output_says_so() {
     let bench = Bench::new(|settings| settings.keep_output = 200_000);
-    let finished = bench.run(sh("head -c 100000 /dev/zero; head -c 300000 /dev/zero >&2"), bench.root(&[])).await;
+    let finished = bench
+        .run(
+            sh("head -c 100000 /dev/zero; head -c 300000 /dev/zero >&2"),
+            bench.root(&[]),
+        )
+        .await;
     let result = finished.result.unwrap();
     assert!(result.stdout_raw.is_empty());
     assert_eq!(bench.blob(result.stdout_digest.as_ref()), vec![0; 100_000]);
@@ -167,7 +222,10 @@ async fn large_output_is_a_blob_and_cut_output_says_so() {
 #[tokio::test]
 async fn outputs_that_cannot_be_are_refused_by_name() {
     let bench = Bench::new(|_| {});
-    let command = re::Command { output_paths: vec!["pipe".into()], ..sh("mkfifo pipe; echo said") };
+    let command = re::Command {
+        output_paths: vec!["pipe".into()],
+        ..sh("mkfifo pipe; echo said")
+    };
     let finished = bench.run(command, bench.root(&[])).await;
     let Ending::BadRequest(text) = &finished.ending else {
         panic!("{finished:?}")
@@ -179,9 +237,15 @@ async fn outputs_that_cannot_be_are_refused_by_name() {
 #[tokio::test]
 async fn a_file_in_the_place_of_an_output_s_parent_is_a_bad_request() {
     let bench = Bench::new(|_| {});
-    let command = re::Command { output_paths: vec!["in.txt/out".into()], ..sh("true") };
+    let command = re::Command {
+        output_paths: vec!["in.txt/out".into()],
+        ..sh("true")
+    };
     let finished = bench.run(command, bench.root(&[("in.txt", b"x")])).await;
-    assert!(matches!(&finished.ending, Ending::BadRequest(text) if text.contains("in.txt")), "{finished:?}");
+    assert!(
+        matches!(&finished.ending, Ending::BadRequest(text) if text.contains("in.txt")),
+        "{finished:?}"
+    );
 }
 
 #[tokio::test]
@@ -190,17 +254,28 @@ async fn garbage_is_a_bad_request_not_a_crash() {
     let garbage = bench.put(&[0xff; 40]);
     let good = bench.put_message(&sh("true"));
     for (command, root) in [(garbage, bench.root(&[])), (good, garbage)] {
-        let finished = bench.run_action(action(command, root), CancellationToken::new()).await;
-        assert!(matches!(finished.ending, Ending::BadRequest(_)), "{finished:?}");
+        let finished = bench
+            .run_action(action(command, root), CancellationToken::new())
+            .await;
+        assert!(
+            matches!(finished.ending, Ending::BadRequest(_)),
+            "{finished:?}"
+        );
     }
-    let finished = bench.run_action(re::Action::default(), CancellationToken::new()).await;
+    let finished = bench
+        .run_action(re::Action::default(), CancellationToken::new())
+        .await;
     assert!(matches!(finished.ending, Ending::BadRequest(text) if text.contains("command_digest")));
 }
 
 #[tokio::test]
 async fn all_timestamps_are_there_and_in_order() {
     let bench = Bench::new(|_| {});
-    let result = bench.run(sh("true"), bench.root(&[("a", b"1")])).await.result.unwrap();
+    let result = bench
+        .run(sh("true"), bench.root(&[("a", b"1")]))
+        .await
+        .result
+        .unwrap();
     let m = result.execution_metadata.unwrap();
     assert_eq!(m.worker, "bench");
     let times: Vec<(i64, i32)> = [

@@ -34,8 +34,12 @@ pub(super) fn check(command: &re::Command) -> Result<CheckedCommand, String> {
     if let Some(at) = command.arguments.iter().position(|a| a.contains('\0')) {
         return Err(format!("argument {at} of the Command contains a NUL byte"));
     }
-    let working_directory = paths::within_root("", &command.working_directory)
-        .map_err(|why| format!("working_directory {:?} {why}", shorten(&command.working_directory)))?;
+    let working_directory = paths::within_root("", &command.working_directory).map_err(|why| {
+        format!(
+            "working_directory {:?} {why}",
+            shorten(&command.working_directory)
+        )
+    })?;
     let outputs = outputs(command, &working_directory)?;
     let mut directories: Vec<String> = outputs
         .iter()
@@ -47,7 +51,12 @@ pub(super) fn check(command: &re::Command) -> Result<CheckedCommand, String> {
     directories.sort_unstable();
     directories.dedup();
     let format = re::command::OutputDirectoryFormat::try_from(command.output_directory_format)
-        .map_err(|_| format!("output_directory_format {} is not known", command.output_directory_format))?;
+        .map_err(|_| {
+            format!(
+                "output_directory_format {} is not known",
+                command.output_directory_format
+            )
+        })?;
     Ok(CheckedCommand {
         argv: command.arguments.iter().map(OsString::from).collect(),
         env: environment(command)?,
@@ -64,10 +73,14 @@ fn environment(command: &re::Command) -> Result<Vec<(OsString, OsString)>, Strin
     for variable in &command.environment_variables {
         let name = shorten(&variable.name);
         if variable.name.is_empty() || variable.name.contains(['=', '\0']) {
-            return Err(format!("{name:?} cannot be the name of an environment variable"));
+            return Err(format!(
+                "{name:?} cannot be the name of an environment variable"
+            ));
         }
         if variable.value.contains('\0') {
-            return Err(format!("the value of environment variable {name:?} contains a NUL byte"));
+            return Err(format!(
+                "the value of environment variable {name:?} contains a NUL byte"
+            ));
         }
         if !names.insert(variable.name.as_str()) {
             return Err(format!("environment variable {name:?} is given twice"));
@@ -99,7 +112,10 @@ fn outputs(command: &re::Command, working_directory: &str) -> Result<Vec<OutputP
             let within_root = paths::within_root(working_directory, path)
                 .map_err(|why| format!("{list} entry {:?} {why}", shorten(path)))?;
             if *kind == OutputKind::File && within_root.is_empty() {
-                return Err(format!("{list} entry {:?} is the input root, not a file", shorten(path)));
+                return Err(format!(
+                    "{list} entry {:?} is the input root, not a file",
+                    shorten(path)
+                ));
             }
             if seen.insert(path.as_str()) {
                 outputs.push(OutputPath {
@@ -166,7 +182,10 @@ mod tests {
         assert_eq!(checked.outputs[0].within_root, "buildstream/lab/hello.bst");
         assert_eq!(checked.outputs[1].within_root, "buildstream-install");
         assert_eq!(checked.outputs[1].declared, "../../../buildstream-install");
-        assert_eq!(checked.directories, ["buildstream/lab", "buildstream/lab/hello.bst"]);
+        assert_eq!(
+            checked.directories,
+            ["buildstream/lab", "buildstream/lab/hello.bst"]
+        );
         let escaped = re::Command {
             output_paths: vec!["../../../../etc".into()],
             ..build
@@ -186,15 +205,48 @@ mod tests {
         };
         for (bad, word) in [
             (re::Command::default(), "no program"),
-            (re::Command { arguments: vec!["a".into(), "b\0".into()], ..Default::default() }, "argument 1"),
-            (re::Command { working_directory: "/tmp".into(), ..command() }, "/tmp"),
-            (re::Command { working_directory: "../x".into(), ..command() }, "../x"),
-            (re::Command { output_paths: vec!["/etc/passwd".into()], ..command() }, "/etc/passwd"),
-            (re::Command { output_directory_format: 9, ..command() }, "9"),
+            (
+                re::Command {
+                    arguments: vec!["a".into(), "b\0".into()],
+                    ..Default::default()
+                },
+                "argument 1",
+            ),
+            (
+                re::Command {
+                    working_directory: "/tmp".into(),
+                    ..command()
+                },
+                "/tmp",
+            ),
+            (
+                re::Command {
+                    working_directory: "../x".into(),
+                    ..command()
+                },
+                "../x",
+            ),
+            (
+                re::Command {
+                    output_paths: vec!["/etc/passwd".into()],
+                    ..command()
+                },
+                "/etc/passwd",
+            ),
+            (
+                re::Command {
+                    output_directory_format: 9,
+                    ..command()
+                },
+                "9",
+            ),
             (with_env(vec![variable("A=B", "")]), "A=B"),
             (with_env(vec![variable("", "")]), "name"),
             (with_env(vec![variable("A", "\0")]), "\"A\""),
-            (with_env(vec![variable("A", "1"), variable("A", "2")]), "twice"),
+            (
+                with_env(vec![variable("A", "1"), variable("A", "2")]),
+                "twice",
+            ),
         ] {
             let error = check(&bad).unwrap_err();
             assert!(error.contains(word), "{error}");

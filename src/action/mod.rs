@@ -15,7 +15,7 @@ use prost_types::Any;
 
 pub use ending::Ending;
 pub use live::LiveOutput;
-pub use runner::{Runner, RunnerParts};
+pub use runner::{Progress, Runner, RunnerParts};
 pub use settings::Settings;
 
 use crate::reapi::proto::re;

@@ -47,7 +47,10 @@ mod tests {
         let ok = |base, path| within_root(base, path).unwrap();
         assert_eq!(ok("", "a/b"), "a/b");
         assert_eq!(ok("w/d", "a"), "w/d/a");
-        assert_eq!(ok("buildstream/lab/hello.bst", "../../../buildstream-install"), "buildstream-install");
+        assert_eq!(
+            ok("buildstream/lab/hello.bst", "../../../buildstream-install"),
+            "buildstream-install"
+        );
         assert_eq!(ok("w", "."), "w");
         assert_eq!(ok("w", ""), "w");
         assert_eq!(ok("w", ".."), "");

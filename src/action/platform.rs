@@ -11,7 +11,10 @@ use crate::reapi::proto::re;
 use crate::sandbox::Level;
 
 /// The properties that count: the Action's if it has any, else the Command's.
-pub(super) fn properties<'a>(action: &'a re::Action, command: &'a re::Command) -> &'a [re::platform::Property] {
+pub(super) fn properties<'a>(
+    action: &'a re::Action,
+    command: &'a re::Command,
+) -> &'a [re::platform::Property] {
     #[allow(deprecated)]
     let platform = action.platform.as_ref().or(command.platform.as_ref());
     platform.map_or(&[], |platform| platform.properties.as_slice())
@@ -29,10 +32,18 @@ pub(super) fn check(
     Ok(())
 }
 
-fn check_one(property: &re::platform::Property, settings: &Settings, level: Level) -> Result<(), Ending> {
+fn check_one(
+    property: &re::platform::Property,
+    settings: &Settings,
+    level: Level,
+) -> Result<(), Ending> {
     let (name, value) = (property.name.as_str(), property.value.as_str());
     let shown = format!("{}={}", shorten(name), shorten(value));
-    if settings.ignored_properties.iter().any(|ignored| ignored == name) {
+    if settings
+        .ignored_properties
+        .iter()
+        .any(|ignored| ignored == name)
+    {
         return Ok(());
     }
     let offered: Vec<&str> = settings
@@ -87,9 +98,15 @@ mod tests {
                 properties: vec![property(name, "1")],
             })
         };
-        let mut action = re::Action { platform: of("action"), ..Default::default() };
+        let mut action = re::Action {
+            platform: of("action"),
+            ..Default::default()
+        };
         #[allow(deprecated)]
-        let command = re::Command { platform: of("command"), ..Default::default() };
+        let command = re::Command {
+            platform: of("command"),
+            ..Default::default()
+        };
         assert_eq!(properties(&action, &command)[0].name, "action");
         action.platform = None;
         assert_eq!(properties(&action, &command)[0].name, "command");
@@ -108,12 +125,18 @@ mod tests {
             ignored_properties: vec!["container-image".into()],
             ..super::super::runner::tests::settings()
         };
-        let ask = |name: &str, value: &str| check(&[property(name, value)], &settings, Level::Process);
+        let ask =
+            |name: &str, value: &str| check(&[property(name, value)], &settings, Level::Process);
         assert_eq!(ask("OSFamily", "linux"), Ok(()));
         assert_eq!(ask("ISA", "x86-32"), Ok(()));
         assert_eq!(ask("container-image", "docker://x"), Ok(()));
         assert_eq!(ask("network", "on"), Ok(()));
-        for (name, value) in [("OSFamily", "Linux"), ("network", "off"), ("unixUID", "1000"), ("osfamily", "linux")] {
+        for (name, value) in [
+            ("OSFamily", "Linux"),
+            ("network", "off"),
+            ("unixUID", "1000"),
+            ("osfamily", "linux"),
+        ] {
             let Err(Ending::Unsupported(text)) = ask(name, value) else {
                 panic!("{name}={value} was accepted")
             };

@@ -17,7 +17,8 @@ use crate::sandbox::Captured;
 pub(super) struct Stream {
     pub(super) raw: Bytes,
     pub(super) digest: Option<Digest>,
-    pub(super) pins: Option<Pins>,
+    /// Keeps the blob until it is published.
+    pub(super) _pins: Option<Pins>,
 }
 
 /// Puts a stream into its place; blocks. `notice` is appended to it: what the worker has to say to
@@ -31,25 +32,44 @@ pub(super) fn keep_stream(
 ) -> Result<Stream, CasError> {
     match captured {
         Captured::Memory(bytes) => {
-            let bytes = if notice.is_empty() { bytes } else { [&bytes, notice.as_bytes()].concat().into() };
+            let bytes = if notice.is_empty() {
+                bytes
+            } else {
+                [&bytes, notice.as_bytes()].concat().into()
+            };
             if bytes.len() <= inline {
-                return Ok(Stream { raw: bytes, ..Stream::default() });
+                return Ok(Stream {
+                    raw: bytes,
+                    ..Stream::default()
+                });
             }
             let digest = function.digest(&bytes);
             let pins = store.pin([digest]);
             store.put_verified(digest, &bytes, false)?;
-            Ok(Stream { digest: Some(digest), pins: Some(pins), ..Stream::default() })
+            Ok(Stream {
+                digest: Some(digest),
+                _pins: Some(pins),
+                ..Stream::default()
+            })
         }
         Captured::File { path, .. } => {
             let digest = append_and_hash(&path, notice, function)?;
             let pins = store.pin([digest]);
             store.adopt(digest, &path, false)?;
-            Ok(Stream { digest: Some(digest), pins: Some(pins), ..Stream::default() })
+            Ok(Stream {
+                digest: Some(digest),
+                _pins: Some(pins),
+                ..Stream::default()
+            })
         }
     }
 }
 
-fn append_and_hash(path: &Path, notice: &str, function: DigestFunction) -> Result<Digest, CasError> {
+fn append_and_hash(
+    path: &Path,
+    notice: &str,
+    function: DigestFunction,
+) -> Result<Digest, CasError> {
     let run = || -> std::io::Result<Digest> {
         let mut file = OpenOptions::new().read(true).append(true).open(path)?;
         file.write_all(notice.as_bytes())?;

@@ -50,23 +50,25 @@ pub(super) async fn resolve(
 
     let (command, tree) = tokio::join!(
         cas.read(command_digest, MAX_COMMAND, "Command"),
-        tree::fetch(cas, trees, root, settings.tree_limits)
+        tree::fetch_known(cas, trees, root, settings.tree_limits)
     );
-    let command = command.map_err(|e| from_cas(e, |_| "the Command".to_owned()));
-    let tree = tree.map_err(from_tree);
-    let (command, tree) = match (command, tree) {
-        (Ok(command), Ok(tree)) => (command, tree),
+    let (tree, mut missing) = tree.map_err(from_tree)?;
+    let command = match command {
+        Ok(command) => Some(command),
+        Err(CasError::Missing(_)) => {
+            missing.push(MissingBlob {
+                digest: command_digest,
+                what: "the Command".to_owned(),
+            });
+            None
+        }
+        Err(error) => return Err(from_cas(error, |_| "the Command".to_owned())),
+    };
+    let Some(command) = command.filter(|_| missing.is_empty()) else {
         // The client is told of everything that is missing at once, so that it need not come
-        // back once for the Command and once for the inputs.
-        (Err(Ending::MissingInputs(mut missing)), Ok(tree)) => {
-            missing.extend(missing_files(cas, &tree).await?);
-            return Err(Ending::MissingInputs(missing));
-        }
-        (Err(Ending::MissingInputs(mut missing)), Err(Ending::MissingInputs(more))) => {
-            missing.extend(more);
-            return Err(Ending::MissingInputs(missing));
-        }
-        (Err(ending), _) | (_, Err(ending)) => return Err(ending),
+        // back once for the Command, once for the directories and once for the files.
+        missing.extend(missing_files(cas, &tree).await?);
+        return Err(Ending::MissingInputs(missing));
     };
     let command = re::Command::decode(command)
         .map_err(|e| Ending::BadRequest(format!("blob {command_digest} is not a Command: {e}")))?;
@@ -88,7 +90,9 @@ async fn read_action(lease: &Lease, cas: &Cas) -> Result<(Digest, re::Action), E
             .await
             .map_err(|e| from_cas(e, |_| "the Action".to_owned()))?,
         (None, None) => {
-            return Err(Ending::BadRequest("the lease holds neither an Action nor its digest".into()));
+            return Err(Ending::BadRequest(
+                "the lease holds neither an Action nor its digest".into(),
+            ));
         }
     };
     // Only where the scheduler did not tell the digest is it computed here: a scheduler may have
@@ -134,10 +138,19 @@ fn timeout(action: &re::Action, settings: &Settings) -> Result<Option<Duration>,
 /// Input files that are not in the CAS. Only on the way to a failure: they are fetched to find out,
 /// for the client will upload the rest and come back.
 async fn missing_files(cas: &Cas, tree: &Tree) -> Result<Vec<MissingBlob>, Ending> {
-    let wanted = tree.wanted();
-    match cas.fetch(&wanted).await {
+    match cas.fetch(&tree.blobs()).await {
         Ok(_) => Ok(Vec::new()),
-        Err(CasError::Missing(digests)) => Ok(tree.describe_missing(&digests)),
+        Err(CasError::Missing(digests)) => {
+            let mut paths = tree.paths_of(&digests);
+            let describe = |digest| MissingBlob {
+                digest,
+                what: match paths.remove(&digest) {
+                    Some(path) => format!("input file {path}"),
+                    None => "an input file".to_owned(),
+                },
+            };
+            Ok(digests.into_iter().map(describe).collect())
+        }
         Err(error) => Err(Ending::Infrastructure(error.to_string())),
     }
 }
@@ -148,7 +161,10 @@ pub(super) fn from_cas(error: CasError, what: impl Fn(Digest) -> String) -> Endi
         CasError::Missing(digests) => Ending::MissingInputs(
             digests
                 .into_iter()
-                .map(|digest| MissingBlob { digest, what: what(digest) })
+                .map(|digest| MissingBlob {
+                    digest,
+                    what: what(digest),
+                })
                 .collect(),
         ),
         CasError::TooLarge { .. } => Ending::BadRequest(error.to_string()),
@@ -158,7 +174,9 @@ pub(super) fn from_cas(error: CasError, what: impl Fn(Digest) -> String) -> Endi
 
 fn from_tree(error: TreeError) -> Ending {
     match error {
-        TreeError::Invalid { .. } | TreeError::TooLarge { .. } => Ending::BadRequest(error.to_string()),
+        TreeError::Invalid { .. } | TreeError::TooLarge { .. } => {
+            Ending::BadRequest(error.to_string())
+        }
         TreeError::Missing(missing) => Ending::MissingInputs(missing),
         TreeError::Cas(error) => from_cas(error, |_| "an input directory".to_owned()),
     }
@@ -180,12 +198,24 @@ mod tests {
         let mut settings = super::super::runner::tests::settings();
         assert_eq!(timeout(&re::Action::default(), &settings), Ok(None));
         assert_eq!(timeout(&with(0, 0), &settings), Ok(None));
-        assert_eq!(timeout(&with(7, 0), &settings), Ok(Some(Duration::from_secs(7))));
-        assert!(matches!(timeout(&with(-1, 0), &settings), Err(Ending::BadRequest(_))));
+        assert_eq!(
+            timeout(&with(7, 0), &settings),
+            Ok(Some(Duration::from_secs(7)))
+        );
+        assert!(matches!(
+            timeout(&with(-1, 0), &settings),
+            Err(Ending::BadRequest(_))
+        ));
         settings.max_timeout = Some(Duration::from_secs(60));
-        assert_eq!(timeout(&re::Action::default(), &settings), Ok(Some(Duration::from_secs(60))));
+        assert_eq!(
+            timeout(&re::Action::default(), &settings),
+            Ok(Some(Duration::from_secs(60)))
+        );
         settings.default_timeout = Some(Duration::from_secs(30));
-        assert_eq!(timeout(&re::Action::default(), &settings), Ok(Some(Duration::from_secs(30))));
+        assert_eq!(
+            timeout(&re::Action::default(), &settings),
+            Ok(Some(Duration::from_secs(30)))
+        );
         let Err(Ending::BadRequest(text)) = timeout(&with(61, 0), &settings) else {
             panic!("a timeout beyond the maximum was granted")
         };

@@ -2,7 +2,7 @@
 //! to the next as data, and the first phase that fails ends the action with its class.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -66,7 +66,9 @@ struct Journey<'a> {
 impl Runner {
     /// Joins the parts.
     pub fn new(parts: RunnerParts) -> Self {
-        let removals = (0..parts.slots).map(|_| tokio::sync::Mutex::default()).collect();
+        let removals = (0..parts.slots)
+            .map(|_| tokio::sync::Mutex::default())
+            .collect();
         Runner { parts, removals }
     }
 
@@ -116,7 +118,13 @@ impl Runner {
         let staged = or_cancelled(cancel, self.stage(journey, &resolved)).await?;
         let outcome = self.execute(journey, &resolved, staged.as_ref()).await;
         let finished = match outcome {
-            Ok(outcome) => or_cancelled(cancel, self.publish(journey, &resolved, staged.as_ref(), outcome)).await,
+            Ok(outcome) => {
+                or_cancelled(
+                    cancel,
+                    self.publish(journey, &resolved, staged.as_ref(), outcome),
+                )
+                .await
+            }
             Err(ending) => Err(ending),
         };
         self.remove(journey.slot, staged).await;
@@ -140,7 +148,11 @@ impl Runner {
         Ok(resolved)
     }
 
-    async fn stage(&self, journey: &mut Journey<'_>, resolved: &Resolved) -> Result<Box<dyn StagedRoot>, Ending> {
+    async fn stage(
+        &self,
+        journey: &mut Journey<'_>,
+        resolved: &Resolved,
+    ) -> Result<Box<dyn StagedRoot>, Ending> {
         (journey.progress)(journey.metadata.clone());
         // The slot's user owned the last root too: it must be gone before this user comes back.
         if let Some(task) = self.removals[journey.slot].lock().await.take() {
@@ -153,7 +165,12 @@ impl Runner {
             directories: resolved.command.directories.clone(),
             owner: self.parts.sandbox.owner(journey.slot),
         };
-        let staged = self.parts.inputs.stage(request).await.map_err(from_inputs)?;
+        let staged = self
+            .parts
+            .inputs
+            .stage(request)
+            .await
+            .map_err(from_inputs)?;
         journey.record.stage = begun.elapsed();
         journey.record.input_files = resolved.tree.nodes;
         journey.record.input_bytes = resolved.tree.bytes;
@@ -199,7 +216,10 @@ impl Runner {
         let metadata = &mut journey.metadata;
         metadata.execution_start_timestamp = Some(time::timestamp(outcome.started));
         metadata.execution_completed_timestamp = Some(time::timestamp(outcome.finished));
-        let ran = outcome.finished.duration_since(outcome.started).unwrap_or_default();
+        let ran = outcome
+            .finished
+            .duration_since(outcome.started)
+            .unwrap_or_default();
         metadata.virtual_execution_duration = Some(time::duration(ran));
         journey.record.execute = ran;
         journey.record.usage = outcome.usage;
@@ -233,15 +253,27 @@ impl Runner {
             limits: self.parts.settings.output_limits,
         };
         let gathered = self.gather(request, function, outcome, notice).await?;
-        let Gathered { collected, stdout, stderr } = gathered;
+        let Gathered {
+            collected,
+            stdout,
+            stderr,
+        } = gathered;
         // What cannot be an output is the command's fault: its streams are still worth reading.
         let (mut collected, ending) = match collected {
             Ok(collected) => (collected, ending),
-            Err(refused @ OutputError::Refused { .. }) => (Collected::default(), Ending::BadRequest(refused.to_string())),
+            Err(refused @ OutputError::Refused { .. }) => (
+                Collected::default(),
+                Ending::BadRequest(refused.to_string()),
+            ),
             Err(error) => return Err(Ending::Infrastructure(error.to_string())),
         };
         let streams = [stdout.digest, stderr.digest];
-        let blobs: Vec<Digest> = collected.blobs.iter().copied().chain(streams.into_iter().flatten()).collect();
+        let blobs: Vec<Digest> = collected
+            .blobs
+            .iter()
+            .copied()
+            .chain(streams.into_iter().flatten())
+            .collect();
         self.parts
             .cas
             .publish(&blobs)
@@ -282,7 +314,10 @@ impl Runner {
         notice: String,
     ) -> Result<Gathered, Ending> {
         let store = self.parts.cas.local().clone();
-        let (keep, inline) = (self.parts.settings.keep_output, self.parts.settings.inline_output);
+        let (keep, inline) = (
+            self.parts.settings.keep_output,
+            self.parts.settings.inline_output,
+        );
         let work = move || {
             let stream = |captured, dropped, notice: &str| {
                 let notice = publish::cut_notice(dropped, keep) + notice;
@@ -335,11 +370,24 @@ fn conclude(outcome: &Outcome, resolved: &Resolved) -> (Ending, i32, String) {
         End::Exited(code) => (Ending::Exited(*code), *code, String::new()),
         // What a shell reports for a command that a signal killed.
         End::Signalled(signal) => (Ending::Signalled(*signal), 128 + signal, String::new()),
-        End::NotStarted { code, message } => (Ending::Exited(*code), *code, format!("boxwright: {message}\n")),
+        End::NotStarted { code, message } => (
+            Ending::Exited(*code),
+            *code,
+            format!("boxwright: {message}\n"),
+        ),
         End::TimedOut => {
             let after = resolved.timeout.unwrap_or_default();
-            let notice = format!("\nboxwright: the command was killed after its timeout of {} s\n", after.as_secs_f64());
-            (Ending::TimedOut { after: after.as_secs() }, 128 + libc::SIGKILL, notice)
+            let notice = format!(
+                "\nboxwright: the command was killed after its timeout of {} s\n",
+                after.as_secs_f64()
+            );
+            (
+                Ending::TimedOut {
+                    after: after.as_secs(),
+                },
+                128 + libc::SIGKILL,
+                notice,
+            )
         }
         End::Cancelled => (Ending::Cancelled, 128 + libc::SIGTERM, String::new()),
     }

@@ -68,7 +68,11 @@ impl Bench {
             live: None,
             slots: 1,
         });
-        Bench { store, runner, _dir: dir }
+        Bench {
+            store,
+            runner,
+            _dir: dir,
+        }
     }
 
     pub fn put(&self, data: &[u8]) -> Digest {
@@ -83,7 +87,11 @@ impl Bench {
 
     pub fn blob(&self, digest: Option<&re::Digest>) -> Vec<u8> {
         let digest = Digest::from_proto(F, digest).unwrap();
-        self.store.read(digest, 1 << 30).unwrap().expect("blob is in the store").to_vec()
+        self.store
+            .read(digest, 1 << 30)
+            .unwrap()
+            .expect("blob is in the store")
+            .to_vec()
     }
 
     /// A root directory with these files, stored.
@@ -96,13 +104,17 @@ impl Bench {
                 ..Default::default()
             })
             .collect();
-        self.put_message(&re::Directory { files, ..Default::default() })
+        self.put_message(&re::Directory {
+            files,
+            ..Default::default()
+        })
     }
 
     /// Runs a command to its end.
     pub async fn run(&self, command: re::Command, root: Digest) -> Finished {
         let command_digest = self.put_message(&command);
-        self.run_action(action(command_digest, root), CancellationToken::new()).await
+        self.run_action(action(command_digest, root), CancellationToken::new())
+            .await
     }
 
     pub async fn run_action(&self, action: re::Action, cancel: CancellationToken) -> Finished {
