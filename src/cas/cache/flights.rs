@@ -316,7 +316,10 @@ mod tests {
 
     fn all_there(digests: &[Digest]) -> Landing {
         Landing {
-            blobs: digests.iter().map(|d| (*d, Bytes::from_static(b"x"))).collect(),
+            blobs: digests
+                .iter()
+                .map(|d| (*d, Bytes::from_static(b"x")))
+                .collect(),
             ..Landing::default()
         }
     }
@@ -329,9 +332,9 @@ mod tests {
         let callers: Vec<_> = (0..50)
             .map(|_| {
                 let (flights, plan) = (flights.clone(), plan.clone());
-                tokio::spawn(async move {
-                    flights.bring((0..100).map(digest).collect(), plan).await
-                })
+                tokio::spawn(
+                    async move { flights.bring((0..100).map(digest).collect(), plan).await },
+                )
             })
             .collect();
         while started.load(Ordering::SeqCst) == 0 {
@@ -367,7 +370,11 @@ mod tests {
         let flights = Flights::default();
         let mut only = Box::pin(flights.bring(vec![digest(1)], plan));
         assert!(futures::poll!(&mut only).is_pending());
-        let task = flights.in_air.lock()[&digest(1)].task.get().cloned().unwrap();
+        let task = flights.in_air.lock()[&digest(1)]
+            .task
+            .get()
+            .cloned()
+            .unwrap();
         drop(only);
         assert_eq!(flights.len(), 0);
         while !task.is_finished() {
@@ -411,9 +418,8 @@ mod tests {
             missing: digests.to_vec(),
             ..Landing::default()
         });
-        let one_each = move |digests: Vec<Digest>| {
-            digests.into_iter().flat_map(|d| plan(vec![d])).collect()
-        };
+        let one_each =
+            move |digests: Vec<Digest>| digests.into_iter().flat_map(|d| plan(vec![d])).collect();
         let (_, missing) = Flights::default()
             .bring((0..20).map(digest).collect(), one_each)
             .await

@@ -146,15 +146,14 @@ fn naming(digest: Digest, status: &Status) -> Status {
     )
 }
 
-async fn one_call(
-    cas: &RemoteCas,
-    batch: Batch,
-    zstd: bool,
-) -> Result<(Batch, Outcome), CasError> {
+async fn one_call(cas: &RemoteCas, batch: Batch, zstd: bool) -> Result<(Batch, Outcome), CasError> {
     if !batch.pause.is_zero() {
         tokio::time::sleep(batch.pause).await;
     }
-    let function = batch.digests.first().map_or_else(DigestFunction::default, |d| d.function());
+    let function = batch
+        .digests
+        .first()
+        .map_or_else(DigestFunction::default, |d| d.function());
     let message = re::BatchReadBlobsRequest {
         instance_name: cas.inner.config.instance.clone(),
         digests: batch.digests.iter().map(|d| d.to_proto()).collect(),

@@ -84,9 +84,17 @@ async fn one_call(cas: &RemoteCas, batch: Batch, zstd: bool) -> Result<Option<Ba
     if !batch.pause.is_zero() {
         tokio::time::sleep(batch.pause).await;
     }
-    let function = batch.blobs.first().map_or_else(DigestFunction::default, |(d, _)| d.function());
+    let function = batch
+        .blobs
+        .first()
+        .map_or_else(DigestFunction::default, |(d, _)| d.function());
     let size: u64 = batch.blobs.iter().map(|(d, _)| d.size()).sum();
-    let requests = if zstd && batch.blobs.iter().any(|(d, _)| d.size() >= zstd::WORTH_FROM) {
+    let requests = if zstd
+        && batch
+            .blobs
+            .iter()
+            .any(|(d, _)| d.size() >= zstd::WORTH_FROM)
+    {
         let blobs = batch.blobs.clone();
         tokio::task::spawn_blocking(move || requests(&blobs, true))
             .await
@@ -99,7 +107,11 @@ async fn one_call(cas: &RemoteCas, batch: Batch, zstd: bool) -> Result<Option<Ba
         requests,
         digest_function: function.to_proto() as i32,
     };
-    let load = if size <= LIGHT { Load::Light } else { Load::Bulk };
+    let load = if size <= LIGHT {
+        Load::Light
+    } else {
+        Load::Bulk
+    };
     let answer = cas
         .unary(CALL, load, |channel| {
             let request = cas.unary_request(message.clone());
@@ -150,10 +162,7 @@ async fn one_call(cas: &RemoteCas, batch: Batch, zstd: bool) -> Result<Option<Ba
     }
 }
 
-fn requests(
-    blobs: &[(Digest, Bytes)],
-    zstd: bool,
-) -> Vec<re::batch_update_blobs_request::Request> {
+fn requests(blobs: &[(Digest, Bytes)], zstd: bool) -> Vec<re::batch_update_blobs_request::Request> {
     blobs
         .iter()
         .map(|(digest, bytes)| {

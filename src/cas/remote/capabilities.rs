@@ -167,7 +167,11 @@ impl RemoteCas {
         let answer = self
             .unary_with("GetCapabilities", Load::Light, tries, |channel| {
                 let request = self.request(message.clone());
-                async move { super::capabilities_client(channel).get_capabilities(request).await }
+                async move {
+                    super::capabilities_client(channel)
+                        .get_capabilities(request)
+                        .await
+                }
             })
             .await;
         match answer {

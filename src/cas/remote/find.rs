@@ -56,7 +56,9 @@ pub(super) async fn find_missing(
 }
 
 async fn one_call(cas: &RemoteCas, asked: Vec<Digest>) -> Result<Vec<Digest>, CasError> {
-    let function = asked.first().map_or_else(DigestFunction::default, |d| d.function());
+    let function = asked
+        .first()
+        .map_or_else(DigestFunction::default, |d| d.function());
     let message = re::FindMissingBlobsRequest {
         instance_name: cas.inner.config.instance.clone(),
         blob_digests: asked.iter().map(|d| d.to_proto()).collect(),

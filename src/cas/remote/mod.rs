@@ -242,7 +242,9 @@ fn is_here(endpoint: &Endpoint) -> bool {
     match endpoint {
         Endpoint::Unix(_) => true,
         Endpoint::Http(authority) | Endpoint::Https(authority) => {
-            let host = authority.rsplit_once(':').map_or(&authority[..], |(h, _)| h);
+            let host = authority
+                .rsplit_once(':')
+                .map_or(&authority[..], |(h, _)| h);
             let host = host.trim_start_matches('[').trim_end_matches(']');
             host == "localhost"
                 || host

@@ -44,7 +44,9 @@ impl Origin {
     fn read(&self, digest: Digest, offset: u64, length: usize) -> Result<Bytes, CasError> {
         match self {
             Origin::Memory(bytes) => {
-                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                let start = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
                 Ok(bytes.slice(start..bytes.len().min(start.saturating_add(length))))
             }
             Origin::File(file) => {
@@ -176,15 +178,13 @@ async fn worth_packing(digest: Digest, origin: Origin) -> Result<Compressor, Cas
 async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, CasError> + Send + 'static,
 ) -> Result<T, CasError> {
-    tokio::task::spawn_blocking(job)
-        .await
-        .unwrap_or_else(|e| {
-            Err(CasError::Disk {
-                action: "read",
-                object: "a blob for its upload".to_owned(),
-                source: std::io::Error::other(e),
-            })
+    tokio::task::spawn_blocking(job).await.unwrap_or_else(|e| {
+        Err(CasError::Disk {
+            action: "read",
+            object: "a blob for its upload".to_owned(),
+            source: std::io::Error::other(e),
         })
+    })
 }
 
 impl Upload<'_> {
@@ -201,8 +201,7 @@ impl Upload<'_> {
 
     fn error(&self, status: Status) -> CasError {
         let message = format!("blob {}: {}", self.digest, status.message());
-        self.cas
-            .error(CALL, Status::new(status.code(), message))
+        self.cas.error(CALL, Status::new(status.code(), message))
     }
 
     /// What a committed size at the end of a call means. `Nothing` is an impossible size.
@@ -340,12 +339,7 @@ impl Wire {
     }
 }
 
-fn send_plain(
-    origin: &Origin,
-    digest: Digest,
-    from: u64,
-    wire: &mut Wire,
-) -> Result<(), CasError> {
+fn send_plain(origin: &Origin, digest: Digest, from: u64, wire: &mut Wire) -> Result<(), CasError> {
     let mut offset = from;
     loop {
         let length = (digest.size() - offset).min(CHUNK as u64) as usize;
@@ -377,7 +371,8 @@ fn send_packed(
         skip -= skipped;
         packed.split_off(skipped as usize)
     };
-    let mut encoder = ::zstd::stream::write::Encoder::new(Vec::new(), zstd::LEVEL).map_err(failed)?;
+    let mut encoder =
+        ::zstd::stream::write::Encoder::new(Vec::new(), zstd::LEVEL).map_err(failed)?;
     let mut offset = 0;
     while offset < digest.size() {
         let length = (digest.size() - offset).min(CHUNK as u64) as usize;
