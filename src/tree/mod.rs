@@ -18,6 +18,7 @@ use std::sync::Arc;
 use prost_types::Timestamp;
 
 pub use build::{BuildError, TreeBuilder};
+pub(crate) use decode::check_name;
 pub use decode::decode;
 pub use disk::{DiskError, DiskTree, from_disk};
 pub use fetch::{fetch, fetch_known};
