@@ -55,7 +55,7 @@ impl Bench {
         })
         .unwrap();
         let cas = Cas::new(store.clone(), None);
-        let launchers = Launchers::start_from(env!("CARGO_BIN_EXE_boxwright").as_ref(), 1).unwrap();
+        let launchers = Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), 1).unwrap();
         let mut settings = settings(store.scratch().to_owned());
         change(&mut settings);
         let runner = Runner::new(RunnerParts {
