@@ -194,7 +194,8 @@ impl Session {
                 self.known = None;
                 self.leases = Default::default();
                 self.epoch += 1;
-                self.clock.failed(false, false, None);
+                self.in_reach();
+                self.clock.lost();
                 self.emit(Event::SessionLost);
             }
             Verdict::Fatal(text) => {

@@ -50,7 +50,7 @@ impl Default for Pacing {
             unwell_interval: Duration::from_secs(5),
             terminating_interval: Duration::from_secs(1),
             backoff_first: Duration::from_millis(250),
-            backoff_idle: Duration::from_secs(30),
+            backoff_idle: Duration::from_secs(10),
             backoff_busy: Duration::from_secs(4),
             not_admitted: Duration::from_secs(30),
             drain_patience: Duration::from_secs(30),
@@ -74,6 +74,8 @@ pub(super) struct Clock {
     failures: u32,
     /// Those of them that ran into their deadline.
     timeouts: u32,
+    /// Sessions that were lost since an update last succeeded.
+    losses: u32,
 }
 
 impl Clock {
@@ -87,6 +89,7 @@ impl Clock {
             not_before: now,
             failures: 0,
             timeouts: 0,
+            losses: 0,
         }
     }
 
@@ -135,6 +138,7 @@ impl Clock {
         self.hollow = !news && self.answered - self.asked < self.pacing.full_interval;
         self.failures = 0;
         self.timeouts = 0;
+        self.losses = 0;
     }
 
     /// A call failed; returns the delay until the next one. `asked_for` is the least that the server wants.
@@ -162,6 +166,15 @@ impl Clock {
             .max(asked_for.unwrap_or_default());
         self.not_before = Instant::now() + delay;
         delay
+    }
+
+    /// The server answered, but the session is gone. What went wrong before it answered no longer
+    /// counts; losing one session after the other does.
+    pub(super) fn lost(&mut self) {
+        self.failures = self.losses;
+        self.timeouts = 0;
+        self.losses = self.losses.saturating_add(1);
+        self.failed(false, false, None);
     }
 
     pub(super) fn failures(&self) -> u32 {
@@ -192,7 +205,7 @@ mod tests {
         let mut clock = clock();
         let delays: Vec<_> = (0..12).map(|_| clock.failed(false, false, None)).collect();
         for (n, delay) in delays.iter().enumerate() {
-            let full = Duration::from_millis(250 << n.min(7)).min(Duration::from_secs(30));
+            let full = Duration::from_millis(250 << n.min(7)).min(Duration::from_secs(10));
             assert!(*delay >= full / 2 && *delay <= full, "{n}: {delay:?}");
         }
         assert!(clock.failed(true, false, None) <= Duration::from_secs(4));
@@ -200,6 +213,20 @@ mod tests {
         assert!(clock.failed(true, false, asked_for) >= Duration::from_secs(31));
         clock.answered(true);
         assert!(clock.failed(false, false, None) <= Duration::from_millis(250));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_an_outage_cost_is_created_again_soon() {
+        let mut clock = clock();
+        for _ in 0..10 {
+            clock.failed(false, false, None);
+        }
+        clock.lost();
+        assert!(clock.at_once() <= Instant::now() + Duration::from_millis(250));
+        for _ in 0..10 {
+            clock.lost();
+        }
+        assert!(clock.at_once() >= Instant::now() + Duration::from_secs(5));
     }
 
     #[tokio::test(start_paused = true)]
