@@ -101,12 +101,19 @@ pub enum Content {
     Pattern(u64),
 }
 
-/// The bytes of a pattern from `offset` on.
+/// The bytes of a pattern from `offset` on. Its period is prime, so that pieces in the wrong place do not fit.
 pub fn pattern(offset: u64, length: usize) -> Bytes {
-    (offset..offset + length as u64)
-        .map(|n| (n ^ (n >> 11)) as u8)
-        .collect::<Vec<u8>>()
-        .into()
+    const PERIOD: usize = 1_000_003;
+    static BLOCK: std::sync::LazyLock<Vec<u8>> =
+        std::sync::LazyLock::new(|| (0..PERIOD).map(|n| (n ^ (n >> 11)) as u8).collect());
+    let mut bytes = Vec::with_capacity(length);
+    let mut at = (offset % PERIOD as u64) as usize;
+    while bytes.len() < length {
+        let piece = (length - bytes.len()).min(PERIOD - at);
+        bytes.extend_from_slice(&BLOCK[at..at + piece]);
+        at = 0;
+    }
+    bytes.into()
 }
 
 impl Content {
