@@ -1,7 +1,7 @@
 //! Opening what lies below a directory without ever leaving it: the kernel refuses `..` and links
 //! that lead out, `/proc`'s magic links, and mounts. Whoever planted what is below may be hostile.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::{Errno, Result};
@@ -51,6 +51,12 @@ pub(crate) fn open(
 /// Opens one entry of `directory`, whatever bytes its name is made of.
 pub(crate) fn entry(directory: impl AsFd, name: impl Arg + Copy, flags: OFlags) -> Result<OwnedFd> {
     step(directory, name, flags, Links::Refused)
+}
+
+/// Sets the mode of a file or directory that can be found but not opened, through an `O_PATH` descriptor.
+pub(crate) fn regain(found: &OwnedFd, mode: Mode) -> Result<()> {
+    // Such a descriptor takes no fchmod, but the name that /proc has for it does.
+    rustix::fs::chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), mode)
 }
 
 fn step(

@@ -25,6 +25,7 @@ pub use fetch::{fetch, fetch_known};
 pub use hash::{READ_BUFFER, digest_file};
 pub use lookup::Node;
 pub use store::TreeStore;
+pub(crate) use wire::put_varint;
 
 use crate::cas::CasError;
 use crate::reapi::Digest;

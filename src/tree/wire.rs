@@ -72,7 +72,7 @@ fn varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
 }
 
 /// Appends the varint `value`.
-pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;

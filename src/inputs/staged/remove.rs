@@ -4,7 +4,7 @@
 //! deeper than some levels is moved up to the top first.
 
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom};
 use rustix::io::Errno;
@@ -164,10 +164,7 @@ fn insist<T>(at: &OwnedFd, operation: impl Fn() -> rustix::io::Result<T>) -> rus
 /// Regains access to a directory that cannot be opened as it is.
 fn regain(at: &OwnedFd, name: &CStr) -> rustix::io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-    let child = beneath::entry(at, name, flags)?;
-    // An O_PATH descriptor takes no fchmod, but the name that /proc has for it does.
-    let path = format!("/proc/self/fd/{}", child.as_raw_fd());
-    rustix::fs::chmod(path, Mode::RWXU)
+    beneath::regain(&beneath::entry(at, name, flags)?, Mode::RWXU)
 }
 
 #[cfg(test)]
@@ -183,12 +180,20 @@ mod tests {
 
     #[test]
     fn removes_ten_thousand_levels() {
-        let base = tempfile::tempdir().unwrap();
+        // In memory where there is such a place: this is about depth, not about a disk.
+        let memory = Path::new("/dev/shm");
+        let base = match memory.is_dir() {
+            true => tempfile::tempdir_in(memory).unwrap(),
+            false => tempfile::tempdir().unwrap(),
+        };
         std::fs::create_dir(base.path().join("root")).unwrap();
         let mut at = dir(&base.path().join("root"));
+        // Names that are in the way of those that the removal makes.
+        for n in 0..3 {
+            rustix::fs::mkdirat(&at, format!(".buried-{n}"), Mode::RWXU).unwrap();
+        }
         for _ in 0..10_000 {
             rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
-            rustix::fs::mkdirat(&at, ".buried-1", Mode::RWXU).unwrap();
             at = open(&at, "d").unwrap();
         }
         rustix::fs::mkdirat(&at, "last", Mode::RWXU).unwrap();
