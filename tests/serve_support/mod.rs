@@ -1,5 +1,5 @@
 //! A standalone server within the test's own process, and a client of it.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::path::Path;
 use std::sync::Arc;
