@@ -194,12 +194,7 @@ impl ContentAddressableStorage for CasService {
 }
 
 fn read(store: &LocalStore, digest: Digest, zstd: bool) -> re::batch_read_blobs_response::Response {
-    let found = if digest.is_empty() {
-        Ok(Some(Bytes::new()))
-    } else {
-        store.read(digest, MAX_BATCH)
-    };
-    let (data, told) = match found {
+    let (data, told) = match store.read(digest, MAX_BATCH) {
         Ok(Some(data)) => (data, ok()),
         Ok(None) => (
             Bytes::new(),

@@ -71,12 +71,7 @@ impl Walk {
     fn next(&mut self, store: &LocalStore) -> Result<Option<re::Directory>, Status> {
         while let Some(digest) = self.waiting.pop_front() {
             let at_root = std::mem::take(&mut self.at_root);
-            let bytes = if digest.is_empty() {
-                Some(bytes::Bytes::new())
-            } else {
-                store.read(digest, MAX_MESSAGE).map_err(failed)?
-            };
-            let Some(bytes) = bytes else {
+            let Some(bytes) = store.read(digest, MAX_MESSAGE).map_err(failed)? else {
                 if at_root {
                     return Err(Status::not_found(format!(
                         "root_digest: directory {digest} is not in the CAS"

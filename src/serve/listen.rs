@@ -93,7 +93,10 @@ pub(super) struct Listener {
 
 enum Socket {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    Unix {
+        listener: UnixListener,
+        _file: SocketFile,
+    },
 }
 
 /// The socket's file, which goes when the server goes.
@@ -134,7 +137,10 @@ impl Listener {
                 let socket = UnixListener::bind(path).map_err(|error| failed(error.to_string()))?;
                 Ok(Listener {
                     address: address.clone(),
-                    socket: Socket::Unix(socket, SocketFile(path.clone())),
+                    socket: Socket::Unix {
+                        listener: socket,
+                        _file: SocketFile(path.clone()),
+                    },
                 })
             }
         }
@@ -153,7 +159,7 @@ impl Listener {
                     let _ = stream.set_nodelay(true);
                     Wire::Tcp(stream)
                 }),
-                Socket::Unix(listener, _) => listener
+                Socket::Unix { listener, .. } => listener
                     .accept()
                     .await
                     .map(|(stream, _)| Wire::Unix(stream)),

@@ -185,6 +185,11 @@ impl Embedded {
         self.lock().queue.open()
     }
 
+    /// How many clients wait for an operation.
+    pub fn watchers(&self, name: &str) -> Option<usize> {
+        self.lock().queue.watchers(name)
+    }
+
     fn left(&self, name: &str) {
         self.lock().queue.left(name);
     }

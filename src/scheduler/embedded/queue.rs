@@ -424,6 +424,11 @@ impl Queue {
         Some(operation.view.subscribe())
     }
 
+    /// How many clients wait for an operation.
+    pub(super) fn watchers(&self, name: &str) -> Option<usize> {
+        Some(self.operations.get(name)?.view.receiver_count())
+    }
+
     /// One client less waits for the operation; it is the caller's receiver that goes next.
     pub(super) fn left(&mut self, name: &str) {
         if let Some(operation) = self.operations.get_mut(name)

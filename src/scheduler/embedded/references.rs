@@ -128,9 +128,6 @@ impl Walk<'_> {
     }
 
     fn message<M: Message + Default>(&mut self, digest: Digest) -> Result<Option<M>, CasError> {
-        if digest.is_empty() {
-            return Ok(Some(M::default()));
-        }
         let bytes = match self.store.read(digest, MESSAGE) {
             Ok(Some(bytes)) => bytes,
             Ok(None) | Err(CasError::TooLarge { .. } | CasError::Corrupt { .. }) => {

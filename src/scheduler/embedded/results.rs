@@ -241,3 +241,92 @@ fn scan(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cas::StoreConfig;
+
+    fn store(root: &Path) -> Arc<LocalStore> {
+        LocalStore::open(StoreConfig {
+            root: root.join("cas"),
+            high_water: 1 << 24,
+            low_water: 1 << 23,
+            free_floor: 0,
+        })
+        .unwrap()
+    }
+
+    fn action(i: u8) -> Digest {
+        DigestFunction::Blake3.digest(&[i])
+    }
+
+    fn result(i: u8) -> re::ActionResult {
+        re::ActionResult {
+            stdout_raw: vec![i].into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn results_survive_a_restart_in_their_order() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("ac");
+        let store = store(root.path());
+        let cache = ActionCache::open(&directory, 3, store.clone()).unwrap();
+        for i in 0..3 {
+            cache.put(action(i), &result(i)).unwrap();
+            let used = SystemTime::UNIX_EPOCH + Duration::from_secs(100 - u64::from(i));
+            let file = fs::File::open(cache.path(action(i))).unwrap();
+            file.set_modified(used).unwrap();
+        }
+        fs::write(directory.join("unwritten/left"), b"by a crash").unwrap();
+        fs::write(directory.join("blake3/stray"), b"not ours").unwrap();
+        let cache = ActionCache::open(&directory, 2, store.clone()).unwrap();
+        assert_eq!(cache.len(), 2);
+        assert_eq!(cache.get(action(2)).unwrap(), None);
+        assert!(!cache.path(action(2)).exists());
+        assert_eq!(cache.get(action(0)).unwrap(), Some(result(0)));
+        assert!(!directory.join("unwritten/left").exists());
+        // 1 is now the least recently used.
+        cache.put(action(3), &result(3)).unwrap();
+        assert_eq!(cache.get(action(1)).unwrap(), None);
+        assert_eq!(cache.get(action(0)).unwrap(), Some(result(0)));
+    }
+
+    #[test]
+    fn a_damaged_entry_is_a_miss() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = ActionCache::open(&root.path().join("ac"), 10, store(root.path())).unwrap();
+        let path = cache.path(action(1));
+        for damage in [
+            |bytes: &mut Vec<u8>| bytes.truncate(20),
+            |bytes: &mut Vec<u8>| bytes.clear(),
+            |bytes: &mut Vec<u8>| bytes[45] ^= 1,
+        ] {
+            cache.put(action(1), &result(1)).unwrap();
+            assert!(cache.get(action(1)).unwrap().is_some());
+            let mut bytes = fs::read(&path).unwrap();
+            damage(&mut bytes);
+            fs::write(&path, &bytes).unwrap();
+            assert_eq!(cache.get(action(1)).unwrap(), None);
+            assert!(!path.exists());
+        }
+        cache.put(action(1), &result(1)).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(cache.get(action(1)).unwrap(), None);
+    }
+
+    #[test]
+    fn an_enormous_result_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = ActionCache::open(&root.path().join("ac"), 10, store(root.path())).unwrap();
+        let huge = re::ActionResult {
+            stdout_raw: vec![0; MAX_RESULT].into(),
+            ..Default::default()
+        };
+        let error = cache.put(action(1), &huge).unwrap_err();
+        assert!(matches!(error, CasError::TooLarge { .. }));
+        assert_eq!(cache.get(action(1)).unwrap(), None);
+    }
+}

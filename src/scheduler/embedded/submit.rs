@@ -186,14 +186,11 @@ impl Embedded {
                 digest.size()
             )));
         }
-        let bytes = if digest.is_empty() {
-            Bytes::new()
-        } else {
-            self.store
-                .read(digest, MAX_ACTION)
-                .map_err(SubmitError::Cas)?
-                .ok_or(SubmitError::MissingAction(digest))?
-        };
+        let bytes = self
+            .store
+            .read(digest, MAX_ACTION)
+            .map_err(SubmitError::Cas)?
+            .ok_or(SubmitError::MissingAction(digest))?;
         let action = re::Action::decode(bytes.clone()).map_err(|error| bad(error.to_string()))?;
         for (field, value) in [
             ("command_digest", &action.command_digest),

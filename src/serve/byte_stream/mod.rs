@@ -65,9 +65,6 @@ impl ByteStreamService {
     }
 
     async fn present(&self, name: &BlobName) -> Result<bool, Status> {
-        if name.digest.is_empty() {
-            return Ok(true);
-        }
         let (store, digest) = (self.store.clone(), name.digest);
         blocking(move || Ok(store.contains(digest))).await
     }

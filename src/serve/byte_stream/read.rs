@@ -179,13 +179,10 @@ fn open(
 ) -> Result<First, Status> {
     let missing = || Status::not_found(format!("blob {digest} is not in the CAS"));
     if digest.size() <= PIECE as u64 && !packed {
-        let data = match digest.is_empty() {
-            true => Bytes::new(),
-            false => store
-                .read(digest, PIECE as u64)
-                .map_err(failed)?
-                .ok_or_else(missing)?,
-        };
+        let data = store
+            .read(digest, PIECE as u64)
+            .map_err(failed)?
+            .ok_or_else(missing)?;
         let range = at as usize..(end as usize).min(data.len());
         return Ok(First::Whole(data.slice(range)));
     }
@@ -193,15 +190,6 @@ fn open(
         .then(|| Deflate::new(end - at))
         .transpose()
         .map_err(|error| Status::internal(format!("cannot pack blob {digest}: {error}")))?;
-    if digest.is_empty() {
-        let mut out = Vec::new();
-        if let Some(mut deflate) = deflate {
-            deflate
-                .finish(&mut out)
-                .map_err(|error| Status::internal(format!("cannot pack blob {digest}: {error}")))?;
-        }
-        return Ok(First::Whole(out.into()));
-    }
     let file = store
         .open_blob(digest)
         .map_err(failed)?
