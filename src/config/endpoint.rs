@@ -115,6 +115,8 @@ impl Endpoint {
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true)
+            // A scheduler sends a trailer per lease; the default of 16 KiB is full at some thirty leases.
+            .http2_max_header_list_size(1 << 20)
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(8 << 20);
         match self {
