@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
+pub(super) use put::{function, prepare};
+
 use super::Done;
 use super::blobs::StoreOnDisk;
 use super::exit::{Exit, Failure};

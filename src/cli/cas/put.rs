@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::super::blobs::{self, Content};
+use super::super::blobs::{self, Content, blocking};
 use super::super::exit::{Exit, Failure};
 use super::super::progress::Progress;
-use super::super::{Done, blobs::blocking};
+use super::super::Done;
 use super::{Where, well};
 use crate::cas::BlobSource;
 use crate::reapi::{Digest, DigestFunction};
