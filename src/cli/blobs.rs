@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, TryStreamExt};
 
 use super::exit::{Exit, Failure, of_disk};
 use super::progress::Progress;
@@ -96,7 +96,10 @@ async fn send_batch(
             Content::Memory(bytes) => Ok((digest, bytes)),
             Content::File(path) => read_small(digest, path),
         };
-        batch.into_iter().map(read).collect::<Result<Vec<_>, Failure>>()
+        batch
+            .into_iter()
+            .map(read)
+            .collect::<Result<Vec<_>, Failure>>()
     });
     source.write_batch(read.await?).await?;
     progress.advance(size);
@@ -106,7 +109,9 @@ async fn send_batch(
 /// A message too large for a batch, as the file that a stream is sent from.
 async fn spool(bytes: Bytes) -> Result<std::fs::File, Failure> {
     blocking(move || {
-        let failed = |e: std::io::Error| Failure::new(Exit::Io, format!("cannot write a temporary file: {e}"));
+        let failed = |e: std::io::Error| {
+            Failure::new(Exit::Io, format!("cannot write a temporary file: {e}"))
+        };
         let memory = rustix::fs::memfd_create("boxwright", rustix::fs::MemfdFlags::CLOEXEC)
             .map_err(|e| failed(e.into()))?;
         let mut file = std::fs::File::from(memory);
@@ -130,23 +135,32 @@ fn read_small(digest: Digest, path: PathBuf) -> Result<(Digest, Bytes), Failure>
     if digest.function().digest(&data) != digest {
         return Err(Failure::new(
             Exit::NoInput,
-            format!("{} changed while it was uploaded; try again when nothing writes to it", path.display()),
+            format!(
+                "{} changed while it was uploaded; try again when nothing writes to it",
+                path.display()
+            ),
         ));
     }
     Ok((digest, data.into()))
 }
 
 fn unreadable(path: &std::path::Path, error: &std::io::Error) -> Failure {
-    Failure::new(Exit::NoInput, format!("cannot read {}: {error}", path.display()))
+    Failure::new(
+        Exit::NoInput,
+        format!("cannot read {}: {error}", path.display()),
+    )
 }
 
 /// Disk work, off the threads that calls are made on.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|e| Err(Failure::new(Exit::Software, format!("a thread failed: {e}"))))
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+        Err(Failure::new(
+            Exit::Software,
+            format!("a thread failed: {e}"),
+        ))
+    })
 }
 
 /// One blob in memory, verified; for messages and other small things.
@@ -157,14 +171,21 @@ pub(super) async fn read(
     what: &'static str,
 ) -> Result<Bytes, Failure> {
     if digest.size() > limit {
-        return Err(CasError::TooLarge { digest, limit, what }.into());
+        return Err(CasError::TooLarge {
+            digest,
+            limit,
+            what,
+        }
+        .into());
     }
     if digest.is_empty() {
         return Ok(Bytes::new());
     }
     if digest.size() <= source.batch_limit() {
         let mut found = None;
-        let missing = source.read_batch(&[digest], &mut |_, data| found = Some(data)).await?;
+        let missing = source
+            .read_batch(&[digest], &mut |_, data| found = Some(data))
+            .await?;
         return match (found, missing.is_empty()) {
             (Some(data), true) => Ok(data),
             _ => Err(CasError::Missing(vec![digest]).into()),
@@ -173,7 +194,11 @@ pub(super) async fn read(
     let mut data = Vec::with_capacity(digest.size().min(limit) as usize);
     let mut sink = |piece: Bytes| {
         if (data.len() + piece.len()) as u64 > digest.size() {
-            return Err(CasError::TooLarge { digest, limit: digest.size(), what });
+            return Err(CasError::TooLarge {
+                digest,
+                limit: digest.size(),
+                what,
+            });
         }
         data.extend_from_slice(&piece);
         Ok(())
@@ -181,7 +206,11 @@ pub(super) async fn read(
     source.read_stream(digest, &mut sink).await?;
     let actual = digest.function().digest(&data);
     if actual != digest {
-        return Err(CasError::Corrupt { expected: digest, actual }.into());
+        return Err(CasError::Corrupt {
+            expected: digest,
+            actual,
+        }
+        .into());
     }
     Ok(data.into())
 }
@@ -242,7 +271,12 @@ impl BlobSource for StoreOnDisk {
 
     async fn write_batch(&self, blobs: Vec<(Digest, Bytes)>) -> Result<(), CasError> {
         let store = self.0.clone();
-        disk(move || blobs.iter().try_for_each(|(digest, data)| store.put(*digest, data, false))).await
+        disk(move || {
+            blobs
+                .iter()
+                .try_for_each(|(digest, data)| store.put(*digest, data, false))
+        })
+        .await
     }
 
     async fn write_stream(&self, digest: Digest, mut file: std::fs::File) -> Result<(), CasError> {
@@ -251,7 +285,10 @@ impl BlobSource for StoreOnDisk {
             let mut writer = store.writer(digest, false)?;
             let mut piece = vec![0; 1 << 20];
             loop {
-                match file.read(&mut piece).map_err(|source| reading(digest, source))? {
+                match file
+                    .read(&mut piece)
+                    .map_err(|source| reading(digest, source))?
+                {
                     0 => return writer.commit(),
                     read => writer.write(&piece[..read])?,
                 }

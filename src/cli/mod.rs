@@ -74,8 +74,14 @@ mod tests {
         command.build();
         insta::assert_snapshot!("boxwright", command.render_long_help());
         for path in [
-            vec!["worker"], vec!["standalone"], vec!["run"], vec!["cas"],
-            vec!["cas", "put"], vec!["cas", "get"], vec!["cas", "tree"], vec!["cas", "stat"],
+            vec!["worker"],
+            vec!["standalone"],
+            vec!["run"],
+            vec!["cas"],
+            vec!["cas", "put"],
+            vec!["cas", "get"],
+            vec!["cas", "tree"],
+            vec!["cas", "stat"],
         ] {
             let mut found = &mut command;
             for name in &path {

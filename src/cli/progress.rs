@@ -36,7 +36,8 @@ impl Progress {
         if self.bar.is_hidden() {
             return;
         }
-        self.bar.set_style(style("{spinner} {msg} {wide_bar} {bytes}/{total_bytes}"));
+        self.bar
+            .set_style(style("{spinner} {msg} {wide_bar} {bytes}/{total_bytes}"));
         self.bar.enable_steady_tick(Duration::from_millis(100));
         self.bar.set_length(total);
         self.bar.set_position(0);

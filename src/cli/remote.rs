@@ -33,5 +33,6 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 /// An address on the command line.
 pub(super) fn endpoint(text: &str) -> Result<Endpoint, String> {
-    text.parse().map_err(|e: crate::config::endpoint::EndpointError| e.to_string())
+    text.parse()
+        .map_err(|e: crate::config::endpoint::EndpointError| e.to_string())
 }

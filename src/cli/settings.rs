@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use super::exit::Failure;
 use crate::config::keys::{Fallback, KEYS, Key, Program};
 use crate::config::settings::{self, Layer};
-use crate::config::value::{Kind, Value};
+use crate::config::value::Value;
 use crate::config::{Host, Origin, Settings, file};
 
 /// The flags of `boxwright worker`.
@@ -84,7 +84,7 @@ fn augment(mut command: Command, program: Program) -> Command {
             .long(key.name)
             .help(help(key))
             .help_heading(key.group)
-            .value_name(placeholder(key))
+            .value_name(key.kind.placeholder())
             .action(action)
             .value_parser(|text: &str| key.kind.parse(text));
         if key.name == "name" {
@@ -93,13 +93,6 @@ fn augment(mut command: Command, program: Program) -> Command {
         command = command.arg(arg);
     }
     command
-}
-
-fn placeholder(key: &Key) -> String {
-    match key.kind {
-        Kind::Choice(words) => words.join("|"),
-        kind => kind.placeholder().to_owned(),
-    }
 }
 
 fn help(key: &Key) -> String {

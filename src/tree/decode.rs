@@ -117,7 +117,7 @@ fn symlink(node: re::SymlinkNode) -> Result<Symlink, String> {
 }
 
 /// Checks that `name` can be the name of a directory entry.
-pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
+pub(crate) fn check_name(name: &str) -> Result<(), &'static str> {
     if name.is_empty() {
         Err("is empty")
     } else if name == "." || name == ".." {

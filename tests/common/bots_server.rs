@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::body::Body;
-use tonic::codegen::{Body as _, http};
+use tonic::codegen::http;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap};
 use tonic::transport::{Channel, Uri};
 use tonic::{Request, Response, Status};
@@ -481,6 +481,14 @@ impl Bots for Server {
                 .flat_map(|worker| &worker.configs)
                 .find(|config| config.key == "capacity")
                 .map_or(1, |config| config.value.parse().unwrap());
+            // A second session under the same id closes the first.
+            let old: Vec<_> = state
+                .bots
+                .extract_if(|_, bot| bot.bot_id == session.bot_id)
+                .collect();
+            for (_, bot) in old {
+                state.queue.extend(bot.leases);
+            }
             session.name = format!("{}/{}", request.parent, state.number());
             state.bots.insert(
                 session.name.clone(),
@@ -599,10 +607,7 @@ impl tonic::codegen::Body for WithTrailers {
             .poll_frame(context)
             .map_ok(|frame| match frame.into_trailers() {
                 Ok(mut trailers) => {
-                    trailers.extend(this.trailers.drain().filter_map(|(name, value)| {
-                        // HeaderMap names a repeated header only once.
-                        Some((name, value))
-                    }));
+                    trailers.extend(this.trailers.drain());
                     http_body::Frame::trailers(trailers)
                 }
                 Err(frame) => frame,

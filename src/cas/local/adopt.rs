@@ -78,7 +78,7 @@ impl LocalStore {
         let Some(mut claim) = claim else {
             return remove().map_err(|e| failed("remove", e));
         };
-        let _room = LocalStore::reserve(self, digest.size())?;
+        claim.charge(LocalStore::reserve(self, digest.size())?);
         let kind = Kind::of(executable);
         if stat.st_nlink == 1 && stat.st_dev == self.layout.device && own(file, &stat, kind)? {
             let target = BlobName::new(digest, kind);

@@ -54,7 +54,7 @@ pub(super) struct Layout {
     trusted: [OwnedFd; 2],
     unverified: [OwnedFd; 2],
     boot: String,
-    _lock: std::fs::File,
+    lock: std::fs::File,
 }
 
 /// The id of this boot; `None` where the kernel does not tell.
@@ -122,7 +122,7 @@ impl Layout {
             device: rustix::fs::fstat(&top)
                 .map_err(|e| disk("examine", root.display(), e))?
                 .st_dev,
-            _lock: lock,
+            lock,
             boot,
             root,
             top,
@@ -181,6 +181,14 @@ impl Layout {
             );
         }
         Ok(())
+    }
+}
+
+impl Drop for Layout {
+    /// Closing the file would do, were it not for children of this process that have its descriptors
+    /// between fork and exec.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
     }
 }
 

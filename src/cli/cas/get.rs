@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use clap::Args;
 
+use super::super::Done;
 use super::super::exit::{Exit, Failure};
 use super::super::materialise::Plan;
 use super::super::progress::Progress;
-use super::super::Done;
 use super::{Where, well};
 use crate::cas::{BlobSource, CasError};
 use crate::reapi::Digest;
@@ -84,7 +84,10 @@ async fn to_stdout(cas: &dyn BlobSource, digest: Digest) -> Result<(), Failure> 
     let mut sink = |piece: Bytes| {
         hasher.update(&piece);
         std::io::stdout().write_all(&piece).map_err(|e| {
-            broken = Some(Failure::new(Exit::Io, format!("cannot write to standard output: {e}")));
+            broken = Some(Failure::new(
+                Exit::Io,
+                format!("cannot write to standard output: {e}"),
+            ));
             CasError::Missing(vec![digest])
         })
     };
@@ -95,10 +98,13 @@ async fn to_stdout(cas: &dyn BlobSource, digest: Digest) -> Result<(), Failure> 
     streamed?;
     let actual = hasher.finish();
     if actual != digest {
-        return Err(CasError::Corrupt { expected: digest, actual }.into());
+        return Err(CasError::Corrupt {
+            expected: digest,
+            actual,
+        }
+        .into());
     }
     std::io::stdout()
         .flush()
         .map_err(|e| Failure::new(Exit::Io, format!("cannot write to standard output: {e}")))
 }
-

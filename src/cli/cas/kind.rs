@@ -49,8 +49,12 @@ pub(super) fn guess(digest: Digest, data: &[u8]) -> Kind {
     } else if is_tree(function, data) {
         Kind::Tree
     } else if same::<re::Command>(data).is_some_and(|command| {
-        !command.arguments.is_empty() && !command.arguments[0].is_empty()
-            && command.arguments.iter().all(|argument| !argument.contains('\0'))
+        !command.arguments.is_empty()
+            && !command.arguments[0].is_empty()
+            && command
+                .arguments
+                .iter()
+                .all(|argument| !argument.contains('\0'))
     }) {
         Kind::Command
     } else if data.starts_with(b"\x7fELF") {
@@ -94,12 +98,26 @@ mod tests {
         let function = DigestFunction::Sha256;
         let digest = Some(function.digest(b"x").to_proto());
         let directory = re::Directory {
-            files: vec![re::FileNode { name: "f".into(), digest: digest.clone(), ..Default::default() }],
+            files: vec![re::FileNode {
+                name: "f".into(),
+                digest: digest.clone(),
+                ..Default::default()
+            }],
             ..Default::default()
         };
-        let action = re::Action { command_digest: digest.clone(), input_root_digest: digest, ..Default::default() };
-        let command = re::Command { arguments: vec!["sh".into(), "-c".into()], ..Default::default() };
-        let tree = re::Tree { root: Some(directory.clone()), children: vec![directory.clone()] };
+        let action = re::Action {
+            command_digest: digest.clone(),
+            input_root_digest: digest,
+            ..Default::default()
+        };
+        let command = re::Command {
+            arguments: vec!["sh".into(), "-c".into()],
+            ..Default::default()
+        };
+        let tree = re::Tree {
+            root: Some(directory.clone()),
+            children: vec![directory.clone()],
+        };
         for (data, kind) in [
             (action.encode_to_vec(), Kind::Action),
             (command.encode_to_vec(), Kind::Command),

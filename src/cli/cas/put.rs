@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::super::Done;
 use super::super::blobs::{self, Content, blocking};
 use super::super::exit::{Exit, Failure};
 use super::super::progress::Progress;
-use super::super::Done;
 use super::{Where, well};
 use crate::cas::BlobSource;
 use crate::reapi::{Digest, DigestFunction};
@@ -71,17 +71,30 @@ pub(in crate::cli) async fn prepare(
 ) -> Result<(Digest, Vec<(Digest, Content)>), Failure> {
     blocking(move || {
         let unreadable = |e: std::io::Error| {
-            Failure::new(Exit::NoInput, format!("cannot read {}: {e}", path.display()))
+            Failure::new(
+                Exit::NoInput,
+                format!("cannot read {}: {e}", path.display()),
+            )
         };
         let kind = std::fs::metadata(&path).map_err(unreadable)?;
         if kind.is_dir() {
-            let found = tree::from_disk(&path, function).map_err(|e: DiskError| Failure::new(Exit::NoInput, e))?;
-            let messages = found.directories.into_iter().map(|(digest, data)| (digest, Content::Memory(data)));
-            let files = found.files.into_iter().map(|(digest, path)| (digest, Content::File(path)));
+            let found = tree::from_disk(&path, function)
+                .map_err(|e: DiskError| Failure::new(Exit::NoInput, e))?;
+            let messages = found
+                .directories
+                .into_iter()
+                .map(|(digest, data)| (digest, Content::Memory(data)));
+            let files = found
+                .files
+                .into_iter()
+                .map(|(digest, path)| (digest, Content::File(path)));
             return Ok((found.root, messages.chain(files).collect()));
         }
         if !kind.is_file() {
-            let text = format!("cannot upload {}: it is neither a file nor a directory", path.display());
+            let text = format!(
+                "cannot upload {}: it is neither a file nor a directory",
+                path.display()
+            );
             return Err(Failure::new(Exit::NoInput, text));
         }
         let mut file = std::fs::File::open(&path).map_err(unreadable)?;

@@ -20,13 +20,16 @@ pub(super) struct Destination {
     names: AtomicU64,
 }
 
-const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC).union(OFlags::RDONLY);
+const DIRECTORY: OFlags = OFlags::DIRECTORY
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::RDONLY);
 
 impl Destination {
     /// Opens it, or makes it.
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
         std::fs::create_dir_all(path).map_err(|e| unwritable(path, &e))?;
-        let root = openat(CWD, path, DIRECTORY, Mode::empty()).map_err(|e| unwritable(path, &e.into()))?;
+        let root =
+            openat(CWD, path, DIRECTORY, Mode::empty()).map_err(|e| unwritable(path, &e.into()))?;
         Ok(Destination {
             root,
             path: path.to_owned(),
@@ -50,7 +53,8 @@ impl Destination {
     pub(super) fn copy(&self, from: &str, to: &str, executable: bool) -> Result<(), Failure> {
         let (parent, name) = self.parent(from)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let original = openat(&parent, name, flags, Mode::empty()).map_err(|e| self.failed(from, e.into()))?;
+        let original =
+            openat(&parent, name, flags, Mode::empty()).map_err(|e| self.failed(from, e.into()))?;
         let mut file = self.begin(to, executable)?;
         io::copy(&mut File::from(original), &mut file.file).map_err(|e| self.failed(to, e))?;
         file.finish()
@@ -68,13 +72,19 @@ impl Destination {
     }
 
     /// A file that comes in pieces.
-    pub(super) fn begin<'a>(&'a self, path: &'a str, executable: bool) -> Result<NewFile<'a>, Failure> {
+    pub(super) fn begin<'a>(
+        &'a self,
+        path: &'a str,
+        executable: bool,
+    ) -> Result<NewFile<'a>, Failure> {
         let (parent, name) = self.parent(path)?;
         let temporary = self.temporary();
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // The user's mask takes away from this, as from any file that is made.
         let mode = Mode::from_raw_mode(if executable { 0o777 } else { 0o666 });
-        let file = openat(&parent, &temporary, flags, mode).map_err(|e| self.failed(path, e.into()))?;
+        let file =
+            openat(&parent, &temporary, flags, mode).map_err(|e| self.failed(path, e.into()))?;
         Ok(NewFile {
             destination: self,
             path,
@@ -135,7 +145,9 @@ pub(super) struct NewFile<'a> {
 impl NewFile<'_> {
     /// Appends.
     pub(super) fn write(&mut self, data: &[u8]) -> Result<(), Failure> {
-        self.file.write_all(data).map_err(|e| self.destination.failed(self.path, e))
+        self.file
+            .write_all(data)
+            .map_err(|e| self.destination.failed(self.path, e))
     }
 
     /// Gives it its name, in place of a file or link that is there.
@@ -177,9 +189,14 @@ mod tests {
             path.symlink_metadata().unwrap().permissions().mode() & 0o111
         };
         assert_eq!((mode("a/b/tool") != 0, mode("a/text")), (true, 0));
-        assert_eq!(std::fs::read_link(dir.path().join("made/here/a/link")).unwrap(), Path::new("text"));
+        assert_eq!(
+            std::fs::read_link(dir.path().join("made/here/a/link")).unwrap(),
+            Path::new("text")
+        );
         drop(target.begin("a/half", false).unwrap());
-        let names: Vec<_> = std::fs::read_dir(dir.path().join("made/here/a")).unwrap().collect();
+        let names: Vec<_> = std::fs::read_dir(dir.path().join("made/here/a"))
+            .unwrap()
+            .collect();
         assert_eq!(names.len(), 3, "{names:?}");
     }
 

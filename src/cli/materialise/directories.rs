@@ -18,7 +18,10 @@ pub(in crate::cli) type Directories = HashMap<Digest, Arc<Directory>>;
 const MESSAGES: u64 = 1 << 30;
 
 /// Every directory below `root`, in one round trip or one for each level.
-pub(in crate::cli) async fn fetch(source: &dyn BlobSource, root: Digest) -> Result<Directories, Failure> {
+pub(in crate::cli) async fn fetch(
+    source: &dyn BlobSource,
+    root: Digest,
+) -> Result<Directories, Failure> {
     let mut at_hand: HashMap<Digest, Bytes> = match source.get_tree(root).await {
         Ok(Some(messages)) => messages.into_iter().collect(),
         // What GetTree cannot give is asked for level by level.
@@ -45,7 +48,9 @@ pub(in crate::cli) async fn fetch(source: &dyn BlobSource, root: Digest) -> Resu
         }
         if !small.is_empty() {
             let missing = source
-                .read_batch(&small, &mut |digest, data| drop(at_hand.insert(digest, data)))
+                .read_batch(&small, &mut |digest, data| {
+                    drop(at_hand.insert(digest, data))
+                })
                 .await?;
             if !missing.is_empty() {
                 return Err(CasError::Missing(missing).into());
@@ -55,7 +60,10 @@ pub(in crate::cli) async fn fetch(source: &dyn BlobSource, root: Digest) -> Resu
         for digest in level {
             taken += digest.size();
             if taken > MESSAGES {
-                return Err(Failure::new(Exit::Data, format!("the tree {root} has more than {MESSAGES} bytes of directories")));
+                return Err(Failure::new(
+                    Exit::Data,
+                    format!("the tree {root} has more than {MESSAGES} bytes of directories"),
+                ));
             }
             let message = at_hand.remove(&digest).unwrap_or_default();
             let directory = Arc::new(tree::decode(digest, &message).map_err(refused)?);
@@ -80,14 +88,20 @@ struct RawTree {
 }
 
 /// The root and every directory of the Tree message called `digest`.
-pub(in crate::cli) fn of_tree(digest: Digest, message: Bytes) -> Result<(Digest, Directories), Failure> {
+pub(in crate::cli) fn of_tree(
+    digest: Digest,
+    message: Bytes,
+) -> Result<(Digest, Directories), Failure> {
     let raw = RawTree::decode(message)
         .map_err(|e| Failure::new(Exit::Data, format!("blob {digest} is not a Tree: {e}")))?;
     let function = digest.function();
     let mut all = Directories::new();
     for message in std::iter::once(&raw.root).chain(&raw.children) {
         let digest = function.digest(message);
-        all.insert(digest, Arc::new(tree::decode(digest, message).map_err(refused)?));
+        all.insert(
+            digest,
+            Arc::new(tree::decode(digest, message).map_err(refused)?),
+        );
     }
     Ok((function.digest(&raw.root), all))
 }

@@ -41,7 +41,12 @@ pub(super) struct Plan {
 
 impl Plan {
     /// A file; `path` comes from a server.
-    pub(super) fn file(&mut self, path: &str, digest: Digest, executable: bool) -> Result<(), Failure> {
+    pub(super) fn file(
+        &mut self,
+        path: &str,
+        digest: Digest,
+        executable: bool,
+    ) -> Result<(), Failure> {
         let place = Place {
             path: checked(path)?,
             executable,
@@ -63,7 +68,12 @@ impl Plan {
     }
 
     /// A whole directory; "" is the destination itself.
-    pub(super) fn tree(&mut self, path: &str, root: Digest, all: &Directories) -> Result<(), Failure> {
+    pub(super) fn tree(
+        &mut self,
+        path: &str,
+        root: Digest,
+        all: &Directories,
+    ) -> Result<(), Failure> {
         let path = match path {
             "" => String::new(),
             path => checked(path)?,
@@ -75,7 +85,10 @@ impl Plan {
                 .get(&digest)
                 .ok_or_else(|| Failure::from(CasError::Missing(vec![digest])))?;
             if level > depth {
-                return Err(refused(&path, &format!("is more than {depth} directories deep")));
+                return Err(refused(
+                    &path,
+                    &format!("is more than {depth} directories deep"),
+                ));
             }
             self.count()?;
             let below = |name: &str| match path.as_str() {
@@ -96,16 +109,14 @@ impl Plan {
         Ok(())
     }
 
-    /// How many files there are.
-    pub(super) fn files(&self) -> usize {
-        self.files.values().map(Vec::len).sum()
-    }
-
     fn count(&mut self) -> Result<(), Failure> {
         self.nodes += 1;
         let limit = TreeLimits::default().nodes;
         if self.nodes > limit {
-            return Err(Failure::new(Exit::Data, format!("more than {limit} files and directories")));
+            return Err(Failure::new(
+                Exit::Data,
+                format!("more than {limit} files and directories"),
+            ));
         }
         Ok(())
     }
@@ -121,11 +132,17 @@ impl Plan {
         let directories = self.directories;
         let target = blocking(move || {
             let target = Destination::open(&path)?;
-            directories.iter().try_for_each(|path| target.directory(path))?;
+            directories
+                .iter()
+                .try_for_each(|path| target.directory(path))?;
             Ok(Arc::new(target))
         })
         .await?;
-        let total = self.files.iter().map(|(digest, places)| digest.size() * places.len() as u64).sum();
+        let total = self
+            .files
+            .iter()
+            .map(|(digest, places)| digest.size() * places.len() as u64)
+            .sum();
         progress.bytes("downloading", total);
         let limit = source.batch_limit().min(BATCH);
         let (mut batch, mut size) = (HashMap::new(), 0);
@@ -143,7 +160,9 @@ impl Plan {
         }
         fetch_batch(source, &target, batch, progress).await?;
         blocking(move || {
-            self.links.iter().try_for_each(|(path, link)| target.link(path, link))
+            self.links
+                .iter()
+                .try_for_each(|(path, link)| target.link(path, link))
         })
         .await
     }
@@ -224,12 +243,20 @@ async fn stream(
     streamed?;
     let actual = hasher.finish();
     if actual != digest {
-        return Err(CasError::Corrupt { expected: digest, actual }.into());
+        return Err(CasError::Corrupt {
+            expected: digest,
+            actual,
+        }
+        .into());
     }
     file.finish()?;
     let (target, first, others) = (target.clone(), first.clone(), others.to_vec());
-    blocking(move || others.iter().try_for_each(|other| target.copy(&first.path, &other.path, other.executable)))
-        .await
+    blocking(move || {
+        others
+            .iter()
+            .try_for_each(|other| target.copy(&first.path, &other.path, other.executable))
+    })
+    .await
 }
 
 /// A path from a server, refused unless it stays below where it is put.
@@ -237,7 +264,9 @@ fn checked(path: &str) -> Result<String, Failure> {
     let bad = path.is_empty()
         || path.len() > 4095
         || path.contains('\0')
-        || path.split('/').any(|segment| matches!(segment, "" | "." | ".."));
+        || path
+            .split('/')
+            .any(|segment| matches!(segment, "" | "." | ".."));
     match bad {
         true => Err(refused(path, "is not a path below the destination")),
         false => Ok(path.to_owned()),
@@ -261,28 +290,66 @@ mod tests {
 
     #[test]
     fn paths_stay_below_the_destination() {
-        for path in ["", "/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/", "a\0b", ".."] {
+        for path in [
+            "",
+            "/etc/passwd",
+            "../x",
+            "a/../../x",
+            "a//b",
+            "./a",
+            "a/",
+            "a\0b",
+            "..",
+        ] {
             let error = Plan::default().file(path, digest("x"), false).unwrap_err();
             assert_eq!(error.exit, Exit::Data, "{path:?}");
             assert!(Plan::default().link(path, "t").is_err());
-            assert!(path.is_empty() || Plan::default().tree(path, digest("x"), &HashMap::new()).is_err());
+            assert!(
+                path.is_empty()
+                    || Plan::default()
+                        .tree(path, digest("x"), &HashMap::new())
+                        .is_err()
+            );
         }
     }
 
     #[test]
     fn a_tree_is_flattened() {
         let leaf = Directory {
-            files: vec![File { name: "f".into(), digest: digest("f"), executable: true, properties: None }],
-            symlinks: vec![Symlink { name: "l".into(), target: "../f".into(), properties: None }],
+            files: vec![File {
+                name: "f".into(),
+                digest: digest("f"),
+                executable: true,
+                properties: None,
+            }],
+            symlinks: vec![Symlink {
+                name: "l".into(),
+                target: "../f".into(),
+                properties: None,
+            }],
             ..Directory::default()
         };
-        let twice = |name: &str| Subdirectory { name: name.into(), digest: digest("leaf") };
-        let root = Directory { directories: vec![twice("a"), twice("b")], ..Directory::default() };
-        let all = [(digest("leaf"), Arc::new(leaf)), (digest("root"), Arc::new(root))].into_iter().collect();
+        let twice = |name: &str| Subdirectory {
+            name: name.into(),
+            digest: digest("leaf"),
+        };
+        let root = Directory {
+            directories: vec![twice("a"), twice("b")],
+            ..Directory::default()
+        };
+        let all = [
+            (digest("leaf"), Arc::new(leaf)),
+            (digest("root"), Arc::new(root)),
+        ]
+        .into_iter()
+        .collect();
         let mut plan = Plan::default();
         plan.tree("out", digest("root"), &all).unwrap();
-        assert_eq!(plan.files(), 2);
-        assert_eq!(plan.links.keys().collect::<Vec<_>>(), ["out/a/l", "out/b/l"]);
+        assert_eq!(plan.files.values().map(Vec::len).sum::<usize>(), 2);
+        assert_eq!(
+            plan.links.keys().collect::<Vec<_>>(),
+            ["out/a/l", "out/b/l"]
+        );
         assert!(plan.tree("", digest("nowhere"), &all).is_err());
     }
 
@@ -292,12 +359,21 @@ mod tests {
         let mut all = HashMap::new();
         let name = |level: usize| digest(&format!("level {level}"));
         for level in 0..40 {
-            let twice = |text: &str| Subdirectory { name: text.into(), digest: name(level + 1) };
-            let directory = Directory { directories: vec![twice("a"), twice("b")], ..Directory::default() };
+            let twice = |text: &str| Subdirectory {
+                name: text.into(),
+                digest: name(level + 1),
+            };
+            let directory = Directory {
+                directories: vec![twice("a"), twice("b")],
+                ..Directory::default()
+            };
             all.insert(name(level), Arc::new(directory));
         }
         all.insert(name(40), Arc::new(Directory::default()));
-        let mut plan = Plan { nodes: TreeLimits::default().nodes - 100, ..Plan::default() };
+        let mut plan = Plan {
+            nodes: TreeLimits::default().nodes - 100,
+            ..Plan::default()
+        };
         assert_eq!(plan.tree("", name(0), &all).unwrap_err().exit, Exit::Data);
     }
 }

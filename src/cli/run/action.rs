@@ -93,7 +93,10 @@ pub(super) fn check_path(flag: &str, path: &str) -> Result<(), Failure> {
         "it is absolute; paths are relative to the working directory"
     } else if path.split('/').any(|segment| segment == "..") {
         "it leads out with `..`"
-    } else if path.split('/').any(|segment| segment.is_empty() || segment == ".") {
+    } else if path
+        .split('/')
+        .any(|segment| segment.is_empty() || segment == ".")
+    {
         "it has an empty segment or `.`; write it without"
     } else if path.contains('\0') || path.len() > 4095 {
         "it is no path"
@@ -127,7 +130,10 @@ mod tests {
         let digest = |environment: &[(String, String)]| {
             build(DigestFunction::Sha256, root, &wish(&arguments, environment)).0
         };
-        assert_eq!(digest(&[pair("A"), pair("B")]), digest(&[pair("B"), pair("A")]));
+        assert_eq!(
+            digest(&[pair("A"), pair("B")]),
+            digest(&[pair("B"), pair("A")])
+        );
         assert_ne!(digest(&[pair("A")]), digest(&[]));
     }
 
@@ -135,7 +141,10 @@ mod tests {
     fn there_is_always_a_path() {
         let path = |given: &[(String, String)]| {
             let all = environment(given);
-            all.into_iter().find(|variable| variable.name == "PATH").unwrap().value
+            all.into_iter()
+                .find(|variable| variable.name == "PATH")
+                .unwrap()
+                .value
         };
         assert_eq!(path(&[]), PATH);
         assert_eq!(path(&[("PATH".into(), "/x".into())]), "/x");
@@ -144,7 +153,11 @@ mod tests {
     #[test]
     fn paths_are_checked_before_anything_is_sent() {
         for path in ["/abs", "../x", "a/../b", "a//b", "./a", "a/", ""] {
-            assert_eq!(check_path("--output", path).unwrap_err().exit, Exit::Usage, "{path:?}");
+            assert_eq!(
+                check_path("--output", path).unwrap_err().exit,
+                Exit::Usage,
+                "{path:?}"
+            );
         }
         assert!(check_path("--output", "a/b.c").is_ok());
     }

@@ -84,8 +84,14 @@ impl Follower {
         let asked = client.cancel_operation(CancelOperationRequest { name });
         match tokio::time::timeout(Duration::from_secs(5), asked).await {
             Ok(Ok(_)) => {}
-            Ok(Err(status)) => eprintln!("boxwright: the command could not be cancelled: {}", report::told(&status)),
-            Err(_) => eprintln!("boxwright: the command could not be cancelled: {} does not answer", self.remote),
+            Ok(Err(status)) => eprintln!(
+                "boxwright: the command could not be cancelled: {}",
+                report::told(&status)
+            ),
+            Err(_) => eprintln!(
+                "boxwright: the command could not be cancelled: {} does not answer",
+                self.remote
+            ),
         }
     }
 
@@ -93,9 +99,14 @@ impl Follower {
         &mut self,
         request: &re::ExecuteRequest,
     ) -> Result<Streaming<Operation>, Status> {
-        let mut client = ExecutionClient::new(self.channel.clone()).max_decoding_message_size(16 << 20);
+        let mut client =
+            ExecutionClient::new(self.channel.clone()).max_decoding_message_size(16 << 20);
         let reply = match &self.operation {
-            Some(name) => client.wait_execution(re::WaitExecutionRequest { name: name.clone() }).await,
+            Some(name) => {
+                client
+                    .wait_execution(re::WaitExecutionRequest { name: name.clone() })
+                    .await
+            }
             None => {
                 self.asked += 1;
                 client.execute(request.clone()).await
@@ -121,25 +132,32 @@ impl Follower {
             if !operation.name.is_empty() {
                 self.operation = Some(operation.name.clone());
             }
-            let metadata = operation.metadata.as_ref().and_then(unpack::<re::ExecuteOperationMetadata>);
+            let metadata = operation
+                .metadata
+                .as_ref()
+                .and_then(unpack::<re::ExecuteOperationMetadata>);
             if let Some(Ok(metadata)) = metadata {
                 observe(&metadata);
             }
             if operation.done {
-                return self.response(operation).map(|response| Turn::Done(Box::new(response)));
+                return self
+                    .response(operation)
+                    .map(|response| Turn::Done(Box::new(response)));
             }
         }
     }
 
     fn response(&self, operation: Operation) -> Result<re::ExecuteResponse, Failure> {
-        let nonsense = |what: &str| {
-            Failure::new(Exit::Protocol, format!("{} {what}", self.remote))
-        };
+        let nonsense = |what: &str| Failure::new(Exit::Protocol, format!("{} {what}", self.remote));
         match operation.result {
-            Some(operation::Result::Response(any)) => match re::ExecuteResponse::decode(any.value.as_slice()) {
-                Ok(response) if any.type_url.ends_with("ExecuteResponse") => Ok(response),
-                _ => Err(nonsense("answered with something that is no ExecuteResponse")),
-            },
+            Some(operation::Result::Response(any)) => {
+                match re::ExecuteResponse::decode(any.value.as_slice()) {
+                    Ok(response) if any.type_url.ends_with("ExecuteResponse") => Ok(response),
+                    _ => Err(nonsense(
+                        "answered with something that is no ExecuteResponse",
+                    )),
+                }
+            }
             Some(operation::Result::Error(status)) => Err(report::failure(Some(&status), "")
                 .unwrap_or_else(|| nonsense("reported an error that is none"))),
             None => Err(nonsense("completed the operation without a response")),
@@ -151,10 +169,16 @@ impl Follower {
         self.breaks += 1;
         let transient = matches!(
             status.code(),
-            Code::Unavailable | Code::Unknown | Code::Internal | Code::Aborted | Code::Cancelled | Code::DeadlineExceeded
+            Code::Unavailable
+                | Code::Unknown
+                | Code::Internal
+                | Code::Aborted
+                | Code::Cancelled
+                | Code::DeadlineExceeded
         );
         // A server that restarted may not know the operation any more.
-        let forgotten = self.operation.is_some() && matches!(status.code(), Code::NotFound | Code::InvalidArgument);
+        let forgotten = self.operation.is_some()
+            && matches!(status.code(), Code::NotFound | Code::InvalidArgument);
         if forgotten && self.asked < 5 {
             self.operation = None;
             return Ok(());

@@ -7,7 +7,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -164,7 +164,10 @@ impl Which {
     }
 
     fn unwritable(self, error: &str) -> Failure {
-        Failure::new(Exit::Io, format!("cannot write the command's {}: {error}", self.name()))
+        Failure::new(
+            Exit::Io,
+            format!("cannot write the command's {}: {error}", self.name()),
+        )
     }
 }
 
@@ -250,8 +253,14 @@ async fn rest(
         return Err(which.unwritable(&error));
     }
     let digest = match digest {
-        Some(digest) if raw.is_empty() => Digest::from_proto(function, Some(digest))
-            .map_err(|e| Failure::new(Exit::Data, format!("the {} of the command: {e}", which.name())))?,
+        Some(digest) if raw.is_empty() => {
+            Digest::from_proto(function, Some(digest)).map_err(|e| {
+                Failure::new(
+                    Exit::Data,
+                    format!("the {} of the command: {e}", which.name()),
+                )
+            })?
+        }
         _ => {
             let mut rest = Rest::new(which, shown);
             rest.take(raw)?;
@@ -307,12 +316,15 @@ impl Rest {
             self.gap = true;
             return Ok(());
         }
-        self.which.write(new).map_err(|e| self.which.unwritable(&e.to_string()))
+        self.which
+            .write(new)
+            .map_err(|e| self.which.unwritable(&e.to_string()))
     }
 
     fn end(self, digest: Option<Digest>) -> Result<(), Failure> {
         // If as much or more was shown than was kept, nothing is left to show.
-        let lost = self.gap || (self.taken.size() == self.shown && self.taken.finish() != self.expected);
+        let lost =
+            self.gap || (self.taken.size() == self.shown && self.taken.finish() != self.expected);
         if !lost {
             return Ok(());
         }
@@ -356,7 +368,9 @@ mod tests {
             for piece in pieces {
                 rest.take(piece.as_bytes()).unwrap();
             }
-            let lost = rest.gap || (rest.taken.size() == rest.shown && rest.taken.clone().finish() != rest.expected);
+            let lost = rest.gap
+                || (rest.taken.size() == rest.shown
+                    && rest.taken.clone().finish() != rest.expected);
             assert_eq!(lost, gap, "{seen:?} {pieces:?}");
         }
     }

@@ -22,7 +22,7 @@ use super::cas::{function, prepare};
 use super::exit::{Exit, Failure};
 use super::progress::Progress;
 use super::remote;
-use crate::cas::{BlobSource, RemoteCas};
+use crate::cas::RemoteCas;
 use crate::config::value::Kind;
 use crate::config::{Endpoint, units};
 use crate::reapi::proto::re;
@@ -177,7 +177,10 @@ impl RunCommand {
         let (root, mut contents) = match &self.input {
             Some(input) if input.is_dir() => prepare(input.clone(), function).await?,
             Some(input) => {
-                let text = format!("--input {}: it is not a directory that can be read", input.display());
+                let text = format!(
+                    "--input {}: it is not a directory that can be read",
+                    input.display()
+                );
                 return Err(Failure::new(Exit::NoInput, text));
             }
             None => (Digest::empty(function), Vec::new()),
@@ -195,7 +198,11 @@ impl RunCommand {
                 do_not_cache: self.no_cache,
             },
         );
-        contents.extend(messages.into_iter().map(|(digest, data)| (digest, Content::Memory(data))));
+        contents.extend(
+            messages
+                .into_iter()
+                .map(|(digest, data)| (digest, Content::Memory(data))),
+        );
         blobs::upload(cas, contents, progress).await?;
         Ok(re::ExecuteRequest {
             instance_name: self.instance.clone(),
@@ -262,9 +269,10 @@ fn exit_code(code: i32) -> ExitCode {
 
 async fn interrupted() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -279,8 +287,19 @@ mod tests {
 
     #[test]
     fn exit_codes_never_turn_into_success() {
-        for (code, exit) in [(0, 0), (7, 7), (255, 255), (256, 1), (-1, 255), (512, 1), (300, 44)] {
-            assert_eq!(format!("{:?}", exit_code(code)), format!("{:?}", ExitCode::from(exit)));
+        for (code, exit) in [
+            (0, 0),
+            (7, 7),
+            (255, 255),
+            (256, 1),
+            (-1, 255),
+            (512, 1),
+            (300, 44),
+        ] {
+            assert_eq!(
+                format!("{:?}", exit_code(code)),
+                format!("{:?}", ExitCode::from(exit))
+            );
         }
     }
 

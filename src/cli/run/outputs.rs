@@ -7,7 +7,8 @@ use super::super::materialise::{self, Plan};
 use super::action::declared;
 use crate::cas::BlobSource;
 use crate::reapi::proto::re;
-use crate::reapi::{Digest, DigestError, DigestFunction};
+use crate::reapi::digest::DigestError;
+use crate::reapi::{Digest, DigestFunction};
 use crate::tree::TreeLimits;
 
 /// What to write.
@@ -42,12 +43,22 @@ pub(super) async fn plan(
 
 /// Those of the asked-for outputs that the command did not make.
 pub(super) fn lacking(result: &re::ActionResult, asked: &[String]) -> Vec<String> {
-    let made: std::collections::HashSet<String> = (result.output_files.iter().map(|file| &file.path))
-        .chain(links(result).map(|link| &link.path))
-        .chain(result.output_directories.iter().map(|directory| &directory.path))
-        .map(|path| declared(path))
-        .collect();
-    asked.iter().filter(|path| !made.contains(&declared(path))).cloned().collect()
+    let made: std::collections::HashSet<String> =
+        (result.output_files.iter().map(|file| &file.path))
+            .chain(links(result).map(|link| &link.path))
+            .chain(
+                result
+                    .output_directories
+                    .iter()
+                    .map(|directory| &directory.path),
+            )
+            .map(|path| declared(path))
+            .collect();
+    asked
+        .iter()
+        .filter(|path| !made.contains(&declared(path)))
+        .cloned()
+        .collect()
 }
 
 /// `output_symlinks`, and the fields that it replaced.
@@ -67,7 +78,8 @@ async fn tree(
 ) -> Result<(Digest, materialise::Directories), Failure> {
     let broken = |e: DigestError| malformed(&directory.path, &e);
     if directory.tree_digest.is_some() {
-        let digest = Digest::from_proto(function, directory.tree_digest.as_ref()).map_err(broken)?;
+        let digest =
+            Digest::from_proto(function, directory.tree_digest.as_ref()).map_err(broken)?;
         let message = blobs::read(cas, digest, 4 * TreeLimits::default().message, "a Tree").await?;
         return materialise::of_tree(digest, message);
     }
@@ -81,13 +93,19 @@ fn check(path: &str, asked: &[String]) -> Result<(), Failure> {
         true => Ok(()),
         false => Err(Failure::new(
             Exit::Data,
-            format!("the server returned {:?}, which was not asked for; nothing was written", path.chars().take(200).collect::<String>()),
+            format!(
+                "the server returned {:?}, which was not asked for; nothing was written",
+                path.chars().take(200).collect::<String>()
+            ),
         )),
     }
 }
 
 fn malformed(path: &str, error: &DigestError) -> Failure {
-    Failure::new(Exit::Data, format!("the server returned output {path:?} without a usable digest: {error}"))
+    Failure::new(
+        Exit::Data,
+        format!("the server returned output {path:?} without a usable digest: {error}"),
+    )
 }
 
 #[cfg(test)]
@@ -101,15 +119,25 @@ mod tests {
             assert!(check(path, &asked).is_ok(), "{path:?}");
         }
         for path in [".bashrc", "out", "out/a/b", "../out/a", "/out/a"] {
-            assert_eq!(check(path, &asked).unwrap_err().exit, Exit::Data, "{path:?}");
+            assert_eq!(
+                check(path, &asked).unwrap_err().exit,
+                Exit::Data,
+                "{path:?}"
+            );
         }
     }
 
     #[test]
     fn what_was_not_made_is_known() {
         let result = re::ActionResult {
-            output_files: vec![re::OutputFile { path: "a".into(), ..Default::default() }],
-            output_symlinks: vec![re::OutputSymlink { path: "l".into(), ..Default::default() }],
+            output_files: vec![re::OutputFile {
+                path: "a".into(),
+                ..Default::default()
+            }],
+            output_symlinks: vec![re::OutputSymlink {
+                path: "l".into(),
+                ..Default::default()
+            }],
             output_directories: vec![re::OutputDirectory::default()],
             ..Default::default()
         };

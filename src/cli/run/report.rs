@@ -14,7 +14,11 @@ pub(super) fn failure(status: Option<&rpc::Status>, message: &str) -> Option<Fai
     let status = status.filter(|status| status.code != Code::Ok as i32)?;
     let code = Code::from_i32(status.code);
     let missing = missing(status);
-    let mut text = format!("{}: {}", what(code, !missing.is_empty()), said(code, &status.message));
+    let mut text = format!(
+        "{}: {}",
+        what(code, !missing.is_empty()),
+        said(code, &status.message)
+    );
     if !message.is_empty() && message != status.message {
         let _ = write!(text, "\n{}", message.trim_end());
     }
@@ -58,11 +62,13 @@ fn missing(status: &rpc::Status) -> Vec<String> {
         .filter_map(|any| unpack::<rpc::PreconditionFailure>(any)?.ok());
     failures
         .flat_map(|failure| failure.violations)
-        .map(|violation| match (violation.r#type.as_str(), violation.description.as_str()) {
-            ("MISSING", "") => violation.subject,
-            ("MISSING", what) => format!("{} ({what})", violation.subject),
-            (kind, what) => format!("{kind}: {} {what}", violation.subject),
-        })
+        .map(
+            |violation| match (violation.r#type.as_str(), violation.description.as_str()) {
+                ("MISSING", "") => violation.subject,
+                ("MISSING", what) => format!("{} ({what})", violation.subject),
+                (kind, what) => format!("{kind}: {} {what}", violation.subject),
+            },
+        )
         .collect()
 }
 
@@ -83,16 +89,24 @@ fn what(code: Code, missing: bool) -> &'static str {
 
 fn advice(code: Code, missing: bool) -> &'static str {
     match code {
-        _ if missing => "what to do: run it again, what is missing is uploaded then; if that does not help, the CAS loses blobs",
+        _ if missing => {
+            "what to do: run it again, what is missing is uploaded then; if that does not help, the CAS loses blobs"
+        }
         Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => {
             "what to do: change what is named above; trying again as it is does not help"
         }
-        Code::DeadlineExceeded => "what to do: give it longer with --timeout, as far as the server allows",
+        Code::DeadlineExceeded => {
+            "what to do: give it longer with --timeout, as far as the server allows"
+        }
         Code::Cancelled => "what to do: run it again",
         Code::ResourceExhausted => "what to do: try again later, or make the action smaller",
         Code::PermissionDenied | Code::Unauthenticated => "what to do: ask who runs the server",
-        Code::Unimplemented => "what to do: check that --remote is an execution service and not only a cache",
-        Code::Unavailable => "what to do: check that the server runs at that address, and try again",
+        Code::Unimplemented => {
+            "what to do: check that --remote is an execution service and not only a cache"
+        }
+        Code::Unavailable => {
+            "what to do: check that the server runs at that address, and try again"
+        }
         _ => "what to do: try again; if it stays so, look into the server's and the worker's log",
     }
 }
@@ -143,7 +157,10 @@ mod tests {
             status(Code::Unimplemented, "no such service"),
         ] {
             let failure = failure(Some(&status), "worker builder7").unwrap();
-            said += &format!("{:?} = {}\n{}\n\n", failure.exit, failure.exit as u8, failure.text);
+            said += &format!(
+                "{:?} = {}\n{}\n\n",
+                failure.exit, failure.exit as u8, failure.text
+            );
         }
         insta::assert_snapshot!(said);
         assert!(failure(Some(&ok()), "x").is_none() && failure(None, "x").is_none());

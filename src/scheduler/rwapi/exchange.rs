@@ -70,7 +70,7 @@ impl Session {
         let admission = self.admission();
         let adopted = self
             .leases
-            .adopt(reply.leases, about, &Default::default(), &admission);
+            .adopt(reply.leases, about, &Default::default(), true, &admission);
         adopted
             .events
             .into_iter()
@@ -137,7 +137,10 @@ impl Session {
         let (trailers, reply, _) = response.into_parts();
         let about = metadata::about(&trailers, reply.leases.len());
         let admission = self.admission();
-        let adopted = self.leases.adopt(reply.leases, about, ends, &admission);
+        let moved = self.known.as_ref().map(|known| &known.version) != Some(&reply.version);
+        let adopted = self
+            .leases
+            .adopt(reply.leases, about, ends, moved, &admission);
         if let Some(known) = &mut self.known {
             known.heard = status;
             // BuildGrid looks at a list only if its version is not the current one. If it overlooked
@@ -190,6 +193,7 @@ impl Session {
                 );
                 self.known = None;
                 self.leases = Default::default();
+                self.epoch += 1;
                 self.clock.failed(false, false, None);
                 self.emit(Event::SessionLost);
             }

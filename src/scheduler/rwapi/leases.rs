@@ -166,13 +166,19 @@ impl Leases {
         }
     }
 
-    /// Replaces the list by a reply's. `ends` are those that the answered update told, `about` is
-    /// what the trailers say, lease by lease.
+    /// Replaces the list by a reply's. `ends` are those that the answered update told, `moved` says
+    /// whether the reply's version is another than the update's, `about` is what the trailers say,
+    /// lease by lease.
+    ///
+    /// Completions move the version. If it moved, all ends are acknowledged, and an id that is
+    /// still listed was leased to us once more: BuildGrid names a lease after its job, and gives one
+    /// that ended with UNAVAILABLE to whoever has room. If it did not move, the server did not look.
     pub(super) fn adopt(
         &mut self,
         reply: Vec<rw::Lease>,
         about: Vec<About>,
         ends: &HashSet<LeaseId>,
+        moved: bool,
         admission: &Admission,
     ) -> Adopted {
         let mut adopted = Adopted::default();
@@ -181,6 +187,10 @@ impl Leases {
             .into_iter()
             .map(|held| (held.id.clone(), held))
             .collect();
+        if moved {
+            before.retain(|id, _| !ends.contains(id));
+            adopted.news |= !ends.is_empty();
+        }
         let mut seen = HashSet::new();
         let kept = reply
             .iter()
@@ -322,9 +332,18 @@ mod tests {
     }
 
     fn adopt(leases: &mut Leases, ids: &[&str], ends: &HashSet<LeaseId>) -> Adopted {
+        answered(leases, ids, ends, true)
+    }
+
+    fn answered(
+        leases: &mut Leases,
+        ids: &[&str],
+        ends: &HashSet<LeaseId>,
+        moved: bool,
+    ) -> Adopted {
         let reply: Vec<_> = ids.iter().map(|id| lease(id)).collect();
         let about = vec![About::default(); reply.len()];
-        leases.adopt(reply, about, ends, &Admission::UpTo(4))
+        leases.adopt(reply, about, ends, moved, &Admission::UpTo(4))
     }
 
     fn names(events: &[Event]) -> Vec<String> {
@@ -372,12 +391,24 @@ mod tests {
         assert_eq!(first.leases[0].state(), rw::LeaseState::Completed);
         assert!(first.leases[0].payload.is_some() && first.leases[0].result.is_some());
         // The server did not look; the same goes again.
-        let adopted = adopt(&mut leases, &["a", "b"], &first.ends);
+        let adopted = answered(&mut leases, &["a", "b"], &first.ends, false);
         assert!(adopted.ignored && !leases.has_news());
         assert_eq!(leases.echo().leases, first.leases);
         let adopted = adopt(&mut leases, &["b"], &first.ends);
         assert!(adopted.news && adopted.events.is_empty());
         assert_eq!(leases.len(), 1);
+    }
+
+    #[test]
+    fn a_lease_that_was_given_back_may_come_again_at_once() {
+        let mut leases = Leases::default();
+        adopt(&mut leases, &["a"], &HashSet::new());
+        leases.end("a", Report::failed(Code::Unavailable, "x"));
+        let ends = leases.echo().ends;
+        let adopted = answered(&mut leases, &["a"], &ends, true);
+        assert_eq!(names(&adopted.events), ["+a"]);
+        assert!(adopted.news && !adopted.ignored);
+        assert_eq!((leases.running(), leases.len()), (1, 1));
     }
 
     #[test]
@@ -395,7 +426,7 @@ mod tests {
             states(rw::LeaseState::Completed, "d"),
         ];
         let about = vec![About::default(); 4];
-        let adopted = leases.adopt(reply, about, &HashSet::new(), &Admission::UpTo(4));
+        let adopted = leases.adopt(reply, about, &HashSet::new(), true, &Admission::UpTo(4));
         assert_eq!(names(&adopted.events), ["-a", "-b"]);
         let echo = leases.echo();
         assert_eq!(echo.ends, HashSet::from(["a".to_owned(), "c".to_owned()]));
@@ -415,7 +446,7 @@ mod tests {
         let mut leases = Leases::default();
         let closed = Admission::Closed("worker is shutting down".into());
         let about = vec![About::default()];
-        let adopted = leases.adopt(vec![lease("a")], about, &HashSet::new(), &closed);
+        let adopted = leases.adopt(vec![lease("a")], about, &HashSet::new(), true, &closed);
         assert!(adopted.events.is_empty() && leases.has_news());
         let status = leases.echo().leases[0].status.clone().unwrap();
         assert_eq!(
@@ -430,7 +461,7 @@ mod tests {
         adopt(&mut leases, &["a", "b", "c"], &HashSet::new());
         for id in ["a", "b", "c"] {
             let mut report = ok();
-            report.result.as_mut().unwrap().value = vec![0; RESULTS_LIMIT / 2];
+            report.result.as_mut().unwrap().value = vec![0; RESULTS_LIMIT / 2 + 1];
             leases.end(id, report);
         }
         let echo = leases.echo();

@@ -9,6 +9,7 @@
 mod exchange;
 mod identity;
 mod leases;
+mod logstream;
 mod metadata;
 mod pace;
 mod payload;
@@ -17,11 +18,13 @@ mod session;
 mod status;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc};
 use tonic::transport::Channel;
 
+pub use logstream::LogStreams;
 pub use pace::Pacing;
 
 use super::{Drain, Event, LeaseId, Scheduler};
@@ -64,11 +67,15 @@ impl RwapiConfig {
     }
 }
 
+/// How many sessions were lost before. A scheduler may lease the same job again under the same id, so
+/// an id alone does not say which of its runs has ended.
+type Epoch = u64;
+
 /// A note for the task that owns the session.
 #[derive(Debug)]
 enum Note {
-    Ended(LeaseId, Report),
-    Progress(LeaseId, Box<re::ExecutedActionMetadata>),
+    Ended(Epoch, LeaseId, Report),
+    Progress(Epoch, LeaseId, Box<re::ExecutedActionMetadata>),
     Health(Option<String>),
     Drain(Drain),
 }
@@ -79,6 +86,8 @@ pub struct Rwapi {
     bot_id: String,
     notes: mpsc::UnboundedSender<Note>,
     events: Mutex<mpsc::UnboundedReceiver<Event>>,
+    /// The losses that `next` has told of.
+    epoch: AtomicU64,
 }
 
 impl Rwapi {
@@ -98,12 +107,17 @@ impl Rwapi {
             bot_id,
             notes,
             events: Mutex::new(events),
+            epoch: AtomicU64::new(0),
         })
     }
 
     /// The bot's id: unique, and another one after every start.
     pub fn bot_id(&self) -> &str {
         &self.bot_id
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.epoch.load(Ordering::Acquire)
     }
 
     fn note(&self, note: Note) {
@@ -116,17 +130,30 @@ impl Rwapi {
 impl Scheduler for Rwapi {
     async fn next(&self) -> Event {
         match self.events.lock().await.recv().await {
-            Some(event) => event,
+            Some(event) => {
+                if matches!(event, Event::SessionLost) {
+                    self.epoch.fetch_add(1, Ordering::AcqRel);
+                }
+                event
+            }
             None => std::future::pending().await,
         }
     }
 
     fn progress(&self, lease: &LeaseId, metadata: re::ExecutedActionMetadata) {
-        self.note(Note::Progress(lease.clone(), Box::new(metadata)));
+        self.note(Note::Progress(
+            self.epoch(),
+            lease.clone(),
+            Box::new(metadata),
+        ));
     }
 
     fn complete(&self, lease: &LeaseId, finished: Finished) {
-        self.note(Note::Ended(lease.clone(), status::report(finished)));
+        self.note(Note::Ended(
+            self.epoch(),
+            lease.clone(),
+            status::report(finished),
+        ));
     }
 
     fn health(&self, problem: Option<String>) {

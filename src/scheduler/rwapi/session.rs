@@ -8,7 +8,7 @@ use tonic::transport::Channel;
 
 use super::leases::{Admission, Leases};
 use super::pace::Clock;
-use super::{Note, RwapiConfig, identity};
+use super::{Epoch, Note, RwapiConfig, identity};
 use crate::reapi::proto::rw;
 use crate::reapi::proto::rw::bots_client::BotsClient;
 use crate::scheduler::{Drain, Event};
@@ -35,6 +35,8 @@ pub(super) struct Session {
     pub(super) worker: rw::Worker,
     pub(super) known: Option<Known>,
     pub(super) leases: Leases,
+    /// How many sessions were lost; notes from before the last loss are void.
+    pub(super) epoch: Epoch,
     pub(super) clock: Clock,
     /// Since when the server does not answer.
     pub(super) out_of_reach: Option<Instant>,
@@ -68,6 +70,7 @@ impl Session {
             bot_id,
             known: None,
             leases: Leases::default(),
+            epoch: 0,
             out_of_reach: None,
             problem: None,
             drain: None,
@@ -118,12 +121,16 @@ impl Session {
 
     fn take(&mut self, note: Note) {
         match note {
-            Note::Ended(lease, report) => {
-                if !self.leases.end(&lease, report) {
+            Note::Ended(epoch, lease, report) => {
+                if epoch != self.epoch || !self.leases.end(&lease, report) {
                     tracing::debug!(%lease, "ended, but is not ours any more");
                 }
             }
-            Note::Progress(lease, metadata) => self.leases.progress(&lease, *metadata),
+            Note::Progress(epoch, lease, metadata) => {
+                if epoch == self.epoch {
+                    self.leases.progress(&lease, *metadata);
+                }
+            }
             Note::Health(problem) => self.problem = problem,
             Note::Drain(how) => {
                 tracing::info!(running = self.leases.running(), ?how, "draining");
