@@ -1,11 +1,13 @@
-//! boxwright: a sandboxed remote worker daemon.
+//! The program: the sandbox's hidden entry point, then the command line.
 
-fn main() {
-    // Before anything else: a launcher has one thread and no runtime.
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
     if std::env::args_os()
         .nth(1)
         .is_some_and(|arg| arg == "sandbox-launcher")
     {
         boxwright::sandbox::process::launcher_main();
     }
+    boxwright::cli::main()
 }

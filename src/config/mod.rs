@@ -6,7 +6,7 @@ pub mod endpoint;
 pub mod file;
 mod host;
 pub mod keys;
-mod listen;
+
 pub mod origin;
 pub mod owner;
 pub mod print;
@@ -14,12 +14,12 @@ pub mod settings;
 pub mod units;
 pub mod value;
 
+pub use crate::serve::Listen;
 pub use daemon::{
     ActionLimits, HostConfig, InputStrategy, LogConfig, Patience, Quota, SandboxLevel,
     StandaloneConfig, WorkerConfig,
 };
 pub use endpoint::Endpoint;
-pub use listen::{Listen, ListenError};
 pub use origin::{ConfigError, Origin};
 pub use owner::Owner;
 pub use settings::{Host, Settings};

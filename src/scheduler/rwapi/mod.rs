@@ -9,6 +9,7 @@
 mod exchange;
 mod identity;
 mod leases;
+mod logstream;
 mod metadata;
 mod pace;
 mod payload;
@@ -23,6 +24,7 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc};
 use tonic::transport::Channel;
 
+pub use logstream::LogStreams;
 pub use pace::Pacing;
 
 use super::{Drain, Event, LeaseId, Scheduler};
