@@ -14,6 +14,8 @@
 
 /// The life of one action: failure taxonomy, platform properties, the five phases.
 pub mod action;
+/// Opening what lies below a directory without ever leaving it.
+mod beneath;
 /// Blobs: the local store on disk, the client of a remote CAS, and the cache that joins them.
 pub mod cas;
 /// The command line, one file per subcommand.

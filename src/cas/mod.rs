@@ -4,6 +4,7 @@
 
 mod cache;
 pub mod local;
+mod pack;
 pub mod remote;
 
 use async_trait::async_trait;

@@ -1,19 +1,78 @@
 //! Real files in a directory per action: hard links, clones or copies of blobs.
+//!
+//! What the action does to its root never reaches the CAS. Blobs are hard-linked only if the action runs as
+//! another user than the daemon: the files are the daemon's and read-only, so it can neither write them
+//! nor change their mode. An action that runs as the daemon's own user could do both, and gets
+//! files of its own.
+//!
+//! The directory that holds the roots can be passed through but not listed (0711); its own parents are the
+//! operator's and must let the actions' users pass.
 
-use std::path::PathBuf;
+mod directories;
+mod place;
+mod plant;
+mod remove;
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use async_trait::async_trait;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{InputError, InputRoots, StageRequest, StagedRoot};
-use crate::cas::Cas;
+use crate::cas::{Cas, CasError, Pins};
+use crate::reapi::Digest;
+use crate::reapi::status::MissingBlob;
+use crate::tree::{Tree, quote};
+
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// The plainest input roots.
-pub struct Staged {}
+pub struct Staged {
+    place: Arc<Place>,
+}
+
+/// Where roots are staged.
+struct Place {
+    cas: Cas,
+    dir: PathBuf,
+    fd: OwnedFd,
+    /// The file system can clone files, as far as is known.
+    clones: AtomicBool,
+}
 
 impl Staged {
-    /// Stages below `dir`, which should be on the local store's file system and is emptied first.
-    pub fn new(_cas: Cas, _dir: PathBuf) -> Result<Self, InputError> {
-        todo!()
+    /// Stages below `dir`, which should be on the local store's file system and is emptied first. Blocks.
+    pub fn new(cas: Cas, dir: PathBuf) -> Result<Self, InputError> {
+        let failed = |action: &'static str| {
+            let object = dir.display().to_string();
+            move |source| InputError::Disk {
+                action,
+                object,
+                source,
+            }
+        };
+        std::fs::create_dir_all(&dir).map_err(failed("create"))?;
+        let dir = std::path::absolute(&dir).map_err(failed("find"))?;
+        let fd = rustix::fs::openat(rustix::fs::CWD, &dir, DIRECTORY, Mode::empty())
+            .map_err(|e| failed("open")(e.into()))?;
+        let passable = Mode::from_raw_mode(0o711);
+        rustix::fs::fchmod(&fd, passable).map_err(|e| failed("set the mode of")(e.into()))?;
+        remove::contents(&fd)?;
+        Ok(Staged {
+            place: Arc::new(Place {
+                cas,
+                dir,
+                fd,
+                clones: AtomicBool::new(true),
+            }),
+        })
     }
 }
 
@@ -22,7 +81,176 @@ impl InputRoots for Staged {
     fn name(&self) -> &'static str {
         "staged"
     }
-    async fn stage(&self, _request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError> {
-        todo!()
+
+    async fn stage(&self, request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError> {
+        let pins = match self.place.cas.fetch(&request.tree.blobs()).await {
+            Ok(pins) => pins,
+            Err(CasError::Missing(digests)) => {
+                let missing = named(&request.tree, digests);
+                return Err(InputError::Missing(missing));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let place = self.place.clone();
+        // One blocking call for the whole tree: a hand-over per file would cost more than the file.
+        let root = blocking("stage", move || Root::stage(place, &request, pins)).await?;
+        Ok(Box::new(root))
+    }
+}
+
+/// Every missing blob with a path under which the tree names it.
+fn named(tree: &Tree, digests: Vec<Digest>) -> Vec<MissingBlob> {
+    let paths = tree.paths_of(&digests);
+    let what = |digest| match paths.get(&digest) {
+        Some(path) => format!("input file {}", quote::path(path)),
+        None => "an input file".to_owned(),
+    };
+    (digests.into_iter())
+        .map(|digest| MissingBlob {
+            digest,
+            what: what(digest),
+        })
+        .collect()
+}
+
+/// A staged tree; its removal is part of its life, whoever drops it.
+struct Root {
+    path: PathBuf,
+    placed: Option<Placed>,
+}
+
+/// What is on disk, and the blobs that it was made of.
+struct Placed {
+    place: Arc<Place>,
+    name: String,
+    _pins: Pins,
+}
+
+impl Root {
+    fn stage(place: Arc<Place>, request: &StageRequest, pins: Pins) -> Result<Self, InputError> {
+        let name = &request.name;
+        let path = place.dir.join(name);
+        if crate::tree::check_name(name).is_err() {
+            return Err(failed("name a directory", name)(Errno::INVAL));
+        }
+        // Nobody else can enter until all is in place and has its owner.
+        rustix::fs::mkdirat(&place.fd, name, Mode::RWXU)
+            .map_err(failed("create", &path.to_string_lossy()))?;
+        let root = Root {
+            path,
+            placed: Some(Placed {
+                place,
+                name: name.clone(),
+                _pins: pins,
+            }),
+        };
+        match root.fill(request) {
+            Ok(()) => Ok(root),
+            Err(error) => {
+                // The first error is the one to report; what cannot be removed goes with the next start.
+                let _ = root.take_down();
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&self, request: &StageRequest) -> Result<(), InputError> {
+        let Some(placed) = &self.placed else {
+            return Ok(());
+        };
+        let fd = rustix::fs::openat(&placed.place.fd, &placed.name, DIRECTORY, Mode::empty())
+            .map_err(failed("open", &placed.name))?;
+        let properties = plant::plant(&placed.place, &fd, request)?;
+        for directory in &request.directories {
+            directories::make(&fd, directory, request.owner)?;
+        }
+        // Children before parents, and after everything that was made in them. The root is the last.
+        for (path, properties) in properties.iter().rev() {
+            if path.is_empty() {
+                continue;
+            }
+            let directory = directories::open(&fd, path)?;
+            directories::adorn(&directory, path, properties)?;
+        }
+        directories::give(&fd, request.owner, "")?;
+        match properties.first() {
+            Some((path, properties)) if path.is_empty() => {
+                directories::adorn(&fd, path, properties)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn take_down(mut self) -> Result<(), InputError> {
+        match self.placed.take() {
+            Some(placed) => placed.remove(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Placed {
+    fn remove(self) -> Result<(), InputError> {
+        remove::directory(&self.place.fd, &self.name)
+    }
+}
+
+#[async_trait]
+impl StagedRoot for Root {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    async fn remove(self: Box<Self>) -> Result<(), InputError> {
+        blocking("remove", move || self.take_down()).await
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let Some(placed) = self.placed.take() else {
+            return;
+        };
+        let work = move || {
+            if let Err(error) = placed.remove() {
+                tracing::warn!("an input root stays behind until the next start: {error}");
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(work)),
+            Err(_) => {
+                let thread = std::thread::Builder::new().name("unstage".to_owned());
+                if let Err(error) = thread.spawn(work) {
+                    tracing::warn!("an input root stays behind until the next start: {error}");
+                }
+            }
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    action: &'static str,
+    work: impl FnOnce() -> Result<T, InputError> + Send + 'static,
+) -> Result<T, InputError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(cancelled) => Err(InputError::Disk {
+                action,
+                object: "an input root".to_owned(),
+                source: std::io::Error::other(cancelled),
+            }),
+        },
+    }
+}
+
+/// Names the operation and the path within the root.
+fn failed(action: &'static str, object: &str) -> impl FnOnce(Errno) -> InputError {
+    let object = quote::path(object);
+    move |error| InputError::Disk {
+        action,
+        object,
+        source: error.into(),
     }
 }

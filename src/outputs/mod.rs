@@ -1,15 +1,28 @@
 //! Collecting what a command left behind, after its last process is dead: declared paths are
 //! opened beneath the root without following links, hashed, and moved into the local store.
+//!
+//! The tree is taken to be hostile even so: no link in it is followed, no pipe or device is opened, no mount
+//! entered, and sizes are bounded before anything is read. Each directory is listed once, however many declared outputs
+//! lie in it, because a file that the store has taken over is no longer there to be found again.
 
+mod describe;
+mod look;
+mod take;
+mod walk;
+
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use rustix::io::Errno;
 
 use crate::cas::{CasError, LocalStore};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction};
+use crate::tree::quote;
 
 /// What kind of thing a declared output must be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OutputKind {
     /// Whatever is there (`output_paths`).
     Any,
@@ -109,8 +122,52 @@ pub enum OutputError {
 
 /// Collects the outputs; blocks. Declared outputs that do not exist are left out, as REAPI has it.
 pub fn collect(
-    _store: &Arc<LocalStore>,
-    _request: &CollectRequest,
+    store: &Arc<LocalStore>,
+    request: &CollectRequest,
 ) -> Result<Collected, OutputError> {
-    todo!()
+    let mut walk = walk::Walk::new(store, request)?;
+    let there = look::look(&walk, &request.outputs)?;
+    // Directories first, the outer ones first of all: what is below one is then found in its listing.
+    let mut nodes = HashMap::with_capacity(there.len());
+    for (path, thing) in &there {
+        if matches!(thing, look::Thing::Directory) {
+            nodes.insert(*path, walk.directory(path)?);
+        }
+    }
+    for (path, thing) in &there {
+        match thing {
+            look::Thing::Directory => {}
+            look::Thing::File => {
+                nodes.insert(*path, walk.file(path)?);
+            }
+            look::Thing::Symlink(target) => {
+                nodes.insert(*path, walk::Node::Symlink(target.as_str().into()));
+            }
+        }
+    }
+    let (found, taken) = walk.finish()?;
+    describe::describe(store, request, &nodes, &found, taken)
+}
+
+fn refused(path: &str, problem: impl Into<String>) -> OutputError {
+    OutputError::Refused {
+        path: quote::path(path),
+        problem: problem.into(),
+    }
+}
+
+fn failed(action: &'static str, path: &str) -> impl FnOnce(Errno) -> OutputError {
+    let path = quote::path(path);
+    move |error| OutputError::Disk {
+        action,
+        path,
+        source: error.into(),
+    }
+}
+
+fn join(parent: &str, name: &str) -> String {
+    match parent {
+        "" => name.to_owned(),
+        parent => format!("{parent}/{name}"),
+    }
 }

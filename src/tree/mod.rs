@@ -1,18 +1,31 @@
 //! Merkle trees of Directory messages. [`decode`] turns the bytes of one message into a validated
-//! [`Directory`]; [`fetch`] brings in a whole tree and checks that it has a bounded size.
+//! [`Directory`]; [`fetch`] brings in a whole tree and checks that it has a bounded size;
+//! [`TreeBuilder`] and [`from_disk`] make trees.
 
 mod build;
 mod decode;
+mod disk;
 mod fetch;
+mod hash;
+mod lookup;
+pub(crate) mod quote;
+mod store;
+mod wire;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use prost_types::Timestamp;
 
-pub use build::TreeBuilder;
+pub use build::{BuildError, TreeBuilder};
+pub(crate) use decode::check_name;
 pub use decode::decode;
-pub use fetch::{TreeStore, fetch};
+pub use disk::{DiskError, DiskTree, from_disk};
+pub use fetch::{fetch, fetch_known};
+pub use hash::{READ_BUFFER, digest_file};
+pub use lookup::Node;
+pub use store::TreeStore;
+pub(crate) use wire::put_varint;
 
 use crate::cas::CasError;
 use crate::reapi::Digest;

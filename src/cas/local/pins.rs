@@ -1,0 +1,42 @@
+//! Blobs that may not be evicted now.
+
+use std::sync::Arc;
+
+use super::LocalStore;
+use super::index::Slot;
+use crate::reapi::Digest;
+
+/// Keeps its blobs from eviction while it lives. Four bytes per blob, besides its entry in the index.
+pub struct Pins {
+    store: Arc<LocalStore>,
+    slots: Vec<Slot>,
+}
+
+impl LocalStore {
+    /// Pins blobs, present or not, until the result is dropped. One that is not here yet is pinned
+    /// as soon as it comes.
+    pub fn pin(self: &Arc<Self>, digests: impl IntoIterator<Item = Digest>) -> Pins {
+        // Outside the lock: the iterator is somebody else's code.
+        let digests: Vec<Digest> = digests.into_iter().collect();
+        let mut index = self.index.lock();
+        Pins {
+            slots: digests.into_iter().map(|d| index.pin(d)).collect(),
+            store: Arc::clone(self),
+        }
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let mut index = self.store.index.lock();
+        for &slot in &self.slots {
+            index.unpin(slot);
+        }
+    }
+}
+
+impl std::fmt::Debug for Pins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pins({} blobs)", self.slots.len())
+    }
+}

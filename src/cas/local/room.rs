@@ -1,0 +1,244 @@
+//! Room for new files: the quota, with its high and low water marks, and the floor of free space
+//! on the file system. Above the high mark, blobs are evicted, the longest unused first, until the
+//! low mark is reached; not in one go, which would stall one unlucky writer for as long as it takes
+//! to remove a tenth of the cache, but a slice with each file that is written. Pinned blobs stay.
+
+use std::io;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+use super::index::disk_size;
+use super::names::BlobName;
+use super::{CasError, LocalStore, disk};
+
+/// Blobs evicted at a time.
+const SLICE: usize = 128;
+
+/// The free space is looked up again after at most this many bytes: others fill the disk as well.
+const MOST_UNCHECKED: u64 = 64 << 20;
+
+/// How much was promised since the free space was last looked up.
+#[derive(Default)]
+pub(super) struct Floor {
+    promised: AtomicU64,
+    allowed: AtomicU64,
+}
+
+/// Disk bytes promised to a file that is being written; counted as taken until dropped.
+pub(super) struct Reservation<S: Deref<Target = LocalStore>> {
+    store: S,
+    bytes: u64,
+}
+
+impl<S: Deref<Target = LocalStore>> Reservation<S> {
+    /// Leaves the promise to the caller, who ends it.
+    pub(super) fn surrender(mut self) -> u64 {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+impl<S: Deref<Target = LocalStore>> Drop for Reservation<S> {
+    fn drop(&mut self) {
+        if self.bytes == 0 {
+            return;
+        }
+        let mut index = self.store.index.lock();
+        index.reserved = index.reserved.saturating_sub(self.bytes);
+    }
+}
+
+impl LocalStore {
+    /// Promises room for a file of `size` bytes, evicting what is necessary.
+    pub(super) fn reserve<S: Deref<Target = LocalStore>>(
+        store: S,
+        size: u64,
+    ) -> Result<Reservation<S>, CasError> {
+        let bytes = disk_size(size);
+        store.keep_to_quota(bytes)?;
+        let reservation = Reservation { store, bytes };
+        reservation.store.keep_the_floor(bytes)?;
+        Ok(reservation)
+    }
+
+    /// Evicts until `bytes` more fit below the high water mark, and takes them.
+    pub(super) fn keep_to_quota(&self, bytes: u64) -> Result<(), CasError> {
+        let (high, low) = (self.config.high_water, self.config.low_water);
+        if bytes > high {
+            return Err(CasError::Full {
+                needed: bytes,
+                why: format!("the whole store may take {high} bytes of disk; raise its size limit"),
+            });
+        }
+        let mut sliced = false;
+        let mut index = self.index.lock();
+        loop {
+            let taken = index.taken();
+            let over = taken.saturating_add(bytes).saturating_sub(high);
+            if over > 0 {
+                index.draining = true;
+            } else if taken <= low {
+                index.draining = false;
+            }
+            if over == 0 && (sliced || !index.draining) {
+                index.reserved = index.reserved.saturating_add(bytes);
+                return Ok(());
+            }
+            let victims = self.claim_oldest(&mut index, over.max(taken.saturating_sub(low)), SLICE);
+            if victims.is_empty() {
+                if over == 0 {
+                    index.draining = false;
+                    continue;
+                }
+                let held = index.held();
+                return Err(CasError::Full {
+                    needed: bytes,
+                    why: format!(
+                        "the store may take {high} bytes of disk, of which {held} are in use now; \
+                         raise its size limit, or run fewer actions at a time"
+                    ),
+                });
+            }
+            sliced = true;
+            parking_lot::MutexGuard::unlocked(&mut index, || self.unlink(&victims));
+            for (slot, _, _) in victims {
+                index.set_claimed(slot, false);
+            }
+            self.released.notify_all();
+        }
+    }
+
+    /// Evicts about `bytes` of what is on disk; returns how many there were to evict.
+    pub(super) fn evict(&self, bytes: u64) -> u64 {
+        let mut freed: u64 = 0;
+        while freed < bytes {
+            let mut index = self.index.lock();
+            let before = index.taken();
+            let victims = self.claim_oldest(&mut index, bytes - freed, SLICE);
+            freed = freed.saturating_add(before.saturating_sub(index.taken()));
+            if victims.is_empty() {
+                break;
+            }
+            parking_lot::MutexGuard::unlocked(&mut index, || self.unlink(&victims));
+            for (slot, _, _) in victims {
+                index.set_claimed(slot, false);
+            }
+            self.released.notify_all();
+        }
+        freed
+    }
+
+    fn unlink(
+        &self,
+        victims: &[(
+            super::index::Slot,
+            crate::reapi::Digest,
+            super::index::Files,
+        )],
+    ) {
+        for &(_, digest, files) in victims {
+            let blobs = self.layout.blobs(digest.function(), files.unverified());
+            for kind in files.kinds() {
+                let name = BlobName::new(digest, kind);
+                match rustix::fs::unlinkat(blobs, name.path(), AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    // It is out of the index all the same; the next open finds it again.
+                    Err(why) => tracing::warn!(blob = %digest, "cannot evict a blob: {why}"),
+                }
+            }
+        }
+        let evicted = victims.len() as u64;
+        self.counters.evicted.fetch_add(evicted, Ordering::Relaxed);
+    }
+
+    /// Evicts while the file system has less free space than it is to keep. Free space is looked
+    /// up only when what was promised since could matter.
+    fn keep_the_floor(&self, bytes: u64) -> Result<(), CasError> {
+        let promised = self
+            .floor
+            .promised
+            .fetch_add(bytes, Ordering::Relaxed)
+            .saturating_add(bytes);
+        if promised < self.floor.allowed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let wanted = self.config.free_floor.saturating_add(bytes);
+        let mut free = self.free_space()?;
+        // What is evicted may not free anything, if it is open or linked elsewhere: three tries,
+        // not the whole cache.
+        for _ in 0..3 {
+            if free >= wanted {
+                break;
+            }
+            let some_more = (self.usage().disk / 64).min(MOST_UNCHECKED / 4);
+            if self.evict((wanted - free).saturating_add(some_more)) == 0 {
+                break;
+            }
+            free = self.free_space()?;
+        }
+        if free < wanted {
+            self.floor.allowed.store(0, Ordering::Relaxed);
+            return Err(CasError::Full {
+                needed: bytes,
+                why: format!(
+                    "{free} bytes are free on the file system of {}, where {} are to stay free; \
+                     free some space there, or lower the floor",
+                    self.layout.root.display(),
+                    self.config.free_floor
+                ),
+            });
+        }
+        self.floor.promised.store(0, Ordering::Relaxed);
+        let allowed = ((free - wanted) / 2).min(MOST_UNCHECKED);
+        self.floor.allowed.store(allowed, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn free_space(&self) -> Result<u64, CasError> {
+        let stat = rustix::fs::fstatvfs(&self.layout.top)
+            .map_err(|e| disk("find the free space of", self.layout.root.display(), e))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Does what may fail for want of space; if it does, evicts once and tries again.
+    pub(super) fn with_space<T>(
+        &self,
+        size: u64,
+        action: &'static str,
+        object: impl std::fmt::Display,
+        mut act: impl FnMut() -> io::Result<T>,
+    ) -> Result<T, CasError> {
+        let first = match act() {
+            Ok(done) => return Ok(done),
+            Err(e) => e,
+        };
+        if !is_full(&first) {
+            return Err(disk(action, object, first));
+        }
+        let bytes = disk_size(size);
+        let some_more = (self.usage().disk / 64).min(MOST_UNCHECKED);
+        self.evict(bytes.saturating_add(some_more));
+        act().map_err(|e| {
+            if !is_full(&e) {
+                return disk(action, object, e);
+            }
+            CasError::Full {
+                needed: bytes,
+                why: format!(
+                    "the file system of {} is full, or the quota there, and nothing more can be \
+                     evicted; free some space or some inodes there",
+                    self.layout.root.display()
+                ),
+            }
+        })
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOSPC | Errno::DQUOT)
+    )
+}

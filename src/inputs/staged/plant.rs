@@ -1,0 +1,145 @@
+//! A whole tree, put on disk: an explicit stack of open directories, every name created relative
+//! to the directory that it is in, so that no path is resolved and nothing can redirect it.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+
+use super::place::Placer;
+use super::{DIRECTORY, InputError, Place, StageRequest, directories, failed};
+use crate::reapi::Digest;
+use crate::tree::{Directory, Properties, Tree};
+
+/// Directories that are kept open on the way down. Deeper trees close the upper ones and climb back by `..`.
+const OPEN: usize = 48;
+
+struct Level<'t> {
+    /// `None` while it is closed.
+    fd: Option<OwnedFd>,
+    /// Device and inode, known once it was closed.
+    id: (u64, u64),
+    directory: &'t Directory,
+    next: usize,
+    /// How much of the path leads here.
+    path: usize,
+}
+
+/// Fills `root` with the tree. Returns the directories whose properties are still to be set, parents first.
+pub(super) fn plant<'t>(
+    place: &Place,
+    root: &OwnedFd,
+    request: &'t StageRequest,
+) -> Result<Vec<(String, &'t Properties)>, InputError> {
+    let mut plant = Plant {
+        tree: &request.tree,
+        placer: Placer::new(place, request.owner),
+        path: String::new(),
+        properties: Vec::new(),
+    };
+    let fd = root.try_clone().map_err(|source| InputError::Disk {
+        action: "open",
+        object: request.name.clone(),
+        source,
+    })?;
+    let mut stack = vec![plant.enter(fd, request.tree.root)?];
+    while let Some(level) = stack.last_mut() {
+        let Some(child) = level.directory.directories.get(level.next) else {
+            let done = stack.pop();
+            if let (Some(done), Some(above)) = (done, stack.last_mut()) {
+                plant.path.truncate(above.path);
+                above.reopen(done.fd, &plant.path)?;
+            }
+            continue;
+        };
+        level.next += 1;
+        let Some(fd) = &level.fd else {
+            return Err(failed("return to", &plant.path)(Errno::BADF));
+        };
+        plant.path.truncate(level.path);
+        plant.push(&child.name);
+        let path = &plant.path;
+        rustix::fs::mkdirat(fd, &*child.name, Mode::RWXU)
+            .map_err(failed("create directory", path))?;
+        let fd = rustix::fs::openat(fd, &*child.name, DIRECTORY, Mode::empty())
+            .map_err(failed("open directory", path))?;
+        directories::give(&fd, request.owner, path)?;
+        let below = plant.enter(fd, child.digest)?;
+        stack.push(below);
+        if let Some(far) = stack.len().checked_sub(OPEN) {
+            stack[far].close()?;
+        }
+    }
+    plant.placer.finish()?;
+    Ok(plant.properties)
+}
+
+struct Plant<'t, 'p> {
+    tree: &'t Tree,
+    placer: Placer<'p>,
+    path: String,
+    properties: Vec<(String, &'t Properties)>,
+}
+
+impl<'t> Plant<'t, '_> {
+    /// Puts the files and links of a directory in place; its subdirectories are the stack's.
+    fn enter(&mut self, fd: OwnedFd, digest: Digest) -> Result<Level<'t>, InputError> {
+        let directory = self.tree.directories.get(&digest).ok_or_else(|| {
+            // The door promises a whole tree.
+            failed("find the message of directory", &self.path)(Errno::NOENT)
+        })?;
+        if let Some(properties) = &directory.properties {
+            self.properties.push((self.path.clone(), properties));
+        }
+        for file in &directory.files {
+            self.placer.file(&fd, &self.path, file)?;
+        }
+        for symlink in &directory.symlinks {
+            self.placer.symlink(&fd, &self.path, symlink)?;
+        }
+        Ok(Level {
+            fd: Some(fd),
+            id: (0, 0),
+            directory,
+            next: 0,
+            path: self.path.len(),
+        })
+    }
+
+    fn push(&mut self, name: &str) {
+        if !self.path.is_empty() {
+            self.path.push('/');
+        }
+        self.path.push_str(name);
+    }
+}
+
+impl Level<'_> {
+    fn close(&mut self) -> Result<(), InputError> {
+        if let Some(fd) = self.fd.take() {
+            self.id = id(&fd).map_err(failed("look at", "a directory"))?;
+        }
+        Ok(())
+    }
+
+    /// Climbs back out of `below`, and checks that this is where it was entered from.
+    fn reopen(&mut self, below: Option<OwnedFd>, path: &str) -> Result<(), InputError> {
+        if self.fd.is_some() {
+            return Ok(());
+        }
+        let back = below
+            .ok_or(Errno::BADF)
+            .and_then(|below| rustix::fs::openat(below, "..", DIRECTORY, Mode::empty()))
+            .and_then(|back| match id(&back)? == self.id {
+                true => Ok(back),
+                false => Err(Errno::STALE),
+            });
+        self.fd = Some(back.map_err(failed("return to directory", path))?);
+        Ok(())
+    }
+}
+
+fn id(fd: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(fd)?;
+    Ok((stat.st_dev, stat.st_ino))
+}

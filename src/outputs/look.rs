@@ -1,0 +1,150 @@
+//! What is at the declared paths, before anything is touched.
+
+use std::collections::BTreeMap;
+
+use rustix::fs::{AtFlags, FileType, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::walk::Walk;
+use super::{OutputError, OutputKind, OutputPath, failed, refused};
+use crate::beneath::{self, Links};
+use crate::tree::{check_name, quote};
+
+/// What kind of output is at a path.
+#[derive(Debug)]
+pub(super) enum Thing {
+    File,
+    Directory,
+    Symlink(String),
+}
+
+/// Looks at every declared path once; those where nothing is are left out. An outer path comes before those below it.
+pub(super) fn look<'o>(
+    walk: &Walk<'_>,
+    outputs: &'o [OutputPath],
+) -> Result<BTreeMap<&'o str, Thing>, OutputError> {
+    let mut sorted: Vec<&OutputPath> = outputs.iter().collect();
+    sorted.sort_by_key(|output| &*output.within_root);
+    let mut there: BTreeMap<&str, Thing> = BTreeMap::new();
+    // Outputs of one directory are neighbours now: it is opened once for all of them.
+    let mut parent: Option<(&str, Option<std::os::fd::OwnedFd>)> = None;
+    for output in sorted {
+        let path = &*output.within_root;
+        if !there.contains_key(path) {
+            let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+            for part in path.split('/').filter(|_| !path.is_empty()) {
+                check_name(part)
+                    .map_err(|why| refused(path, format!("has a bad path: {part:?} {why}")))?;
+            }
+            if parent.as_ref().is_none_or(|(at, _)| *at != above) {
+                parent = Some((above, enter(walk, above, path)?));
+            }
+            let Some((_, Some(directory))) = &parent else {
+                continue;
+            };
+            let thing = if path.is_empty() {
+                Some(Thing::Directory)
+            } else {
+                examine(directory, name, path)?
+            };
+            match thing {
+                Some(thing) => there.insert(path, thing),
+                None => continue,
+            };
+        }
+        if let Some(thing) = there.get(path) {
+            matches_declaration(output, thing)?;
+        }
+    }
+    Ok(there)
+}
+
+/// The directory that an output is in; `None` if there is no such directory.
+fn enter(
+    walk: &Walk<'_>,
+    directory: &str,
+    output: &str,
+) -> Result<Option<std::os::fd::OwnedFd>, OutputError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    match beneath::open(walk.root(), directory, flags, Links::Refused) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
+        Err(error) => Err(unreachable(error, output)),
+    }
+}
+
+/// Why a path could not be opened without leaving the root.
+pub(super) fn unreachable(error: Errno, path: &str) -> OutputError {
+    refused(
+        path,
+        match error {
+            Errno::LOOP => {
+                "is only reached through a symbolic link, which is never followed: \
+                 declare the path where it really is"
+            }
+            Errno::XDEV => "is on another mount than the input root",
+            Errno::ACCESS => "cannot be reached: the command took away the permission",
+            error => return failed("open", path)(error),
+        },
+    )
+}
+
+fn examine(
+    directory: &std::os::fd::OwnedFd,
+    name: &str,
+    path: &str,
+) -> Result<Option<Thing>, OutputError> {
+    let stat = match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT | Errno::NAMETOOLONG) => return Ok(None),
+        Err(error) => return Err(unreachable(error, path)),
+    };
+    Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Thing::File,
+        FileType::Directory => Thing::Directory,
+        FileType::Symlink => Thing::Symlink(target(directory, name, path)?),
+        _ => return Err(refused(path, special(&stat))),
+    }))
+}
+
+/// A symbolic link's target, as it is.
+pub(super) fn target(
+    directory: &std::os::fd::OwnedFd,
+    name: &str,
+    path: &str,
+) -> Result<String, OutputError> {
+    let target = rustix::fs::readlinkat(directory, name, Vec::new())
+        .map_err(failed("read symbolic link", path))?;
+    String::from_utf8(target.into_bytes()).map_err(|error| {
+        let shown = quote::bytes(error.as_bytes());
+        refused(
+            path,
+            format!("is a symbolic link to {shown}, which is not UTF-8"),
+        )
+    })
+}
+
+/// Says what a thing is that cannot be an output.
+pub(super) fn special(stat: &Stat) -> String {
+    let what = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo => "a named pipe",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice => "a character device",
+        FileType::BlockDevice => "a block device",
+        _ => "neither",
+    };
+    format!("is {what}: only files, directories and symbolic links can be outputs")
+}
+
+fn matches_declaration(output: &OutputPath, thing: &Thing) -> Result<(), OutputError> {
+    let problem = match (output.kind, thing) {
+        (OutputKind::File, Thing::Directory) => {
+            "is a directory, but it is declared as a file (output_files)"
+        }
+        (OutputKind::Directory, Thing::File) => {
+            "is a file, but it is declared as a directory (output_directories)"
+        }
+        _ => return Ok(()),
+    };
+    Err(refused(&output.declared, problem))
+}

@@ -1,0 +1,182 @@
+//! Hashing files and handing them to the local store, some dozens at a time.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::walk::Found;
+use super::{OutputError, refused};
+use crate::cas::{LocalStore, Pins};
+use crate::reapi::{Digest, DigestFunction};
+use crate::tree::{READ_BUFFER, digest_file, quote};
+
+/// Files that are open at the same time.
+const BATCH: usize = 64;
+/// Above this many bytes in a batch, hashing it is worth more than one thread.
+const PARALLEL: u64 = 64 << 20;
+const THREADS: usize = 4;
+
+/// An open file that was not hashed yet.
+pub(super) struct Pending {
+    /// Its number in [`Found`].
+    pub(super) number: usize,
+    pub(super) file: File,
+    pub(super) directory: Rc<OwnedFd>,
+    pub(super) name: Box<str>,
+    pub(super) path: Box<str>,
+    pub(super) size: u64,
+}
+
+/// What was handed over.
+#[derive(Default)]
+pub(super) struct Taken {
+    pub(super) blobs: Vec<Digest>,
+    pub(super) pins: Vec<Pins>,
+    seen: HashSet<Digest>,
+}
+
+impl Taken {
+    /// Pins blobs before they are stored, so that none is evicted before it is uploaded. Returns those that the store
+    /// lacks, each once.
+    pub(super) fn expect(
+        &mut self,
+        store: &Arc<LocalStore>,
+        digests: impl IntoIterator<Item = Digest>,
+    ) -> HashSet<Digest> {
+        let new: Vec<Digest> = digests
+            .into_iter()
+            .filter(|digest| self.seen.insert(*digest))
+            .collect();
+        if new.is_empty() {
+            return HashSet::new();
+        }
+        self.pins.push(store.pin(new.iter().copied()));
+        self.blobs.extend_from_slice(&new);
+        store.missing(&new).into_iter().collect()
+    }
+}
+
+pub(super) struct Take<'s> {
+    store: &'s Arc<LocalStore>,
+    function: DigestFunction,
+    pending: Vec<Pending>,
+    bytes: u64,
+    buffer: Vec<u8>,
+    taken: Taken,
+}
+
+impl<'s> Take<'s> {
+    pub(super) fn new(store: &'s Arc<LocalStore>, function: DigestFunction) -> Self {
+        Take {
+            store,
+            function,
+            pending: Vec::new(),
+            bytes: 0,
+            buffer: Vec::new(),
+            taken: Taken::default(),
+        }
+    }
+
+    pub(super) fn finish(self) -> Taken {
+        self.taken
+    }
+
+    pub(super) fn push(&mut self, pending: Pending, found: &mut Found) -> Result<(), OutputError> {
+        self.bytes = self.bytes.saturating_add(pending.size);
+        self.pending.push(pending);
+        if self.pending.len() >= BATCH {
+            self.flush(found)?;
+        }
+        Ok(())
+    }
+
+    /// Hashes what is pending and moves into the store what it lacks.
+    pub(super) fn flush(&mut self, found: &mut Found) -> Result<(), OutputError> {
+        let pending = std::mem::take(&mut self.pending);
+        let bytes = std::mem::take(&mut self.bytes);
+        let digests = self.hash(&pending, bytes)?;
+        for (pending, digest) in pending.iter().zip(&digests) {
+            if digest.size() != pending.size {
+                return Err(refused(&pending.path, "changed while it was read"));
+            }
+            found.files[pending.number].digest = *digest;
+        }
+        let mut missing = self.taken.expect(self.store, digests.iter().copied());
+        for (pending, digest) in pending.iter().zip(digests) {
+            if missing.remove(&digest) {
+                self.store.adopt_at(
+                    digest,
+                    pending.directory.as_fd(),
+                    OsStr::new(&*pending.name),
+                    pending.file.as_fd(),
+                    found.files[pending.number].executable,
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn hash(&mut self, pending: &[Pending], bytes: u64) -> Result<Vec<Digest>, OutputError> {
+        let files: Vec<&File> = pending.iter().map(|pending| &pending.file).collect();
+        let function = self.function;
+        let results = if bytes > PARALLEL && files.len() > 1 {
+            in_parallel(&files, function)
+        } else {
+            let largest = pending.iter().map(|p| p.size).max().unwrap_or(0);
+            let wanted = largest.clamp(4096, READ_BUFFER as u64) as usize;
+            if self.buffer.len() < wanted {
+                self.buffer.resize(wanted, 0);
+            }
+            let buffer = &mut self.buffer;
+            files
+                .iter()
+                .map(|file| digest_file(file, function, buffer))
+                .collect()
+        };
+        results
+            .into_iter()
+            .zip(pending)
+            .map(|(result, pending)| {
+                result.map_err(|source| OutputError::Disk {
+                    action: "read",
+                    path: quote::path(&pending.path),
+                    source,
+                })
+            })
+            .collect()
+    }
+}
+
+fn in_parallel(files: &[&File], function: DigestFunction) -> Vec<std::io::Result<Digest>> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut buffer = vec![0; READ_BUFFER];
+        let mut done = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(file) = files.get(index) else {
+                return done;
+            };
+            done.push((index, digest_file(file, function, &mut buffer)));
+        }
+    };
+    let mut results = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..THREADS.min(files.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let mut results = work();
+        for other in others {
+            match other.join() {
+                Ok(done) => results.extend(done),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        results
+    });
+    results.sort_unstable_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
+}

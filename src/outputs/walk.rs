@@ -1,0 +1,376 @@
+//! Files and directories, found by name below the root: directories are listed from a queue,
+//! one open at a time, and files handed on to be hashed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::CStr;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat};
+use rustix::io::Errno;
+
+use super::look::{special, target, unreachable};
+use super::take::{Pending, Take, Taken};
+use super::{CollectRequest, OutputError, failed, join, refused};
+use crate::beneath::{self, Links};
+use crate::cas::LocalStore;
+use crate::reapi::Digest;
+use crate::reapi::proto::re;
+use crate::tree::quote;
+
+/// What has a name. Files and directories are numbers in [`Found`].
+#[derive(Clone, Debug)]
+pub(super) enum Node {
+    File(usize),
+    Directory(usize),
+    Symlink(Box<str>),
+}
+
+/// All that was found.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) files: Vec<FoundFile>,
+    pub(super) directories: Vec<FoundDirectory>,
+}
+
+pub(super) struct FoundFile {
+    /// Filled in when the file was hashed.
+    pub(super) digest: Digest,
+    pub(super) executable: bool,
+    pub(super) properties: Option<Box<re::NodeProperties>>,
+}
+
+#[derive(Default)]
+pub(super) struct FoundDirectory {
+    /// Sorted by name.
+    pub(super) entries: Vec<(Box<str>, Node)>,
+    pub(super) properties: Option<Box<re::NodeProperties>>,
+}
+
+/// A directory that is still to be listed.
+struct Unlisted {
+    number: usize,
+    path: String,
+    depth: u32,
+    inode: Option<(u64, u64)>,
+}
+
+pub(super) struct Walk<'r> {
+    request: &'r CollectRequest,
+    root: OwnedFd,
+    found: Found,
+    /// Declared directories by path; the others are found in their listings.
+    listed: BTreeMap<String, usize>,
+    /// Files with several names.
+    linked: HashMap<(u64, u64), usize>,
+    take: Take<'r>,
+    nodes: u64,
+    bytes: u64,
+    want_mtime: bool,
+    want_mode: bool,
+    /// Permissions do not bind us.
+    privileged: bool,
+    /// The directory of the last single file.
+    parent: Option<(String, Rc<OwnedFd>)>,
+}
+
+impl<'r> Walk<'r> {
+    pub(super) fn new(
+        store: &'r Arc<LocalStore>,
+        request: &'r CollectRequest,
+    ) -> Result<Self, OutputError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, &request.root, flags, Mode::empty())
+            .map_err(failed("open the input root of", "."))?;
+        let wants = |name: &str| request.node_properties.iter().any(|n| n == name);
+        Ok(Walk {
+            request,
+            root,
+            found: Found::default(),
+            listed: BTreeMap::new(),
+            linked: HashMap::new(),
+            take: Take::new(store, request.function),
+            nodes: 0,
+            bytes: 0,
+            want_mtime: wants("mtime"),
+            want_mode: wants("unix_mode"),
+            privileged: rustix::process::geteuid().is_root(),
+            parent: None,
+        })
+    }
+
+    pub(super) fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// Hashes and stores what is still pending.
+    pub(super) fn finish(mut self) -> Result<(Found, Taken), OutputError> {
+        self.take.flush(&mut self.found)?;
+        Ok((self.found, self.take.finish()))
+    }
+
+    /// The directory at `path` and all below it.
+    pub(super) fn directory(&mut self, path: &str) -> Result<Node, OutputError> {
+        if let Some(node) = self.known(path) {
+            return Ok(node);
+        }
+        self.count(path)?;
+        let depth = path.split('/').filter(|name| !name.is_empty()).count();
+        let number = self.number();
+        self.listed.insert(path.to_owned(), number);
+        let mut queue = vec![Unlisted {
+            number,
+            path: path.to_owned(),
+            depth: u32::try_from(depth).unwrap_or(u32::MAX),
+            inode: None,
+        }];
+        while let Some(next) = queue.pop() {
+            self.list(next, &mut queue)?;
+        }
+        Ok(Node::Directory(number))
+    }
+
+    /// The file at `path`.
+    pub(super) fn file(&mut self, path: &str) -> Result<Node, OutputError> {
+        if let Some(node) = self.known(path) {
+            return Ok(node);
+        }
+        self.count(path)?;
+        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let directory = match &self.parent {
+            Some((at, fd)) if at == above => fd.clone(),
+            _ => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY;
+                let fd = beneath::open(&self.root, above, flags, Links::Refused)
+                    .map_err(|error| unreachable(error, path))?;
+                if !self.privileged {
+                    let stat = rustix::fs::fstat(&fd).map_err(failed("look at", above))?;
+                    open_up(&fd, &stat);
+                }
+                let fd = Rc::new(fd);
+                self.parent = Some((above.to_owned(), fd.clone()));
+                fd
+            }
+        };
+        let stat = rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(failed("look at", path))?;
+        self.take_file(&directory, name, path, &stat)
+    }
+
+    /// What a listing says of `path`, if one covers it.
+    fn known(&self, path: &str) -> Option<Node> {
+        let cuts = [0, path.len()]
+            .into_iter()
+            .chain(path.match_indices('/').map(|(at, _)| at));
+        let (top, number) = cuts
+            .filter_map(|cut| Some((cut, *self.listed.get(&path[..cut])?)))
+            .next()?;
+        let mut node = Node::Directory(number);
+        for name in path[top..].split('/').filter(|name| !name.is_empty()) {
+            let Node::Directory(number) = node else {
+                return None;
+            };
+            let entries = &self.found.directories[number].entries;
+            let at = entries.binary_search_by(|(n, _)| (**n).cmp(name)).ok()?;
+            node = entries[at].1.clone();
+        }
+        Some(node)
+    }
+
+    fn list(&mut self, this: Unlisted, queue: &mut Vec<Unlisted>) -> Result<(), OutputError> {
+        let fd = Rc::new(self.open_directory(&this.path)?);
+        let stat = rustix::fs::fstat(&*fd).map_err(failed("look at", &this.path))?;
+        if this.inode.is_some_and(|inode| inode != id(&stat)) {
+            return Err(refused(&this.path, "changed while it was collected"));
+        }
+        if !self.privileged {
+            open_up(&fd, &stat);
+        }
+        let mut entries = Vec::new();
+        let mut buffer = Vec::with_capacity(32 << 10);
+        let mut listing = RawDir::new(&*fd, buffer.spare_capacity_mut());
+        while let Some(entry) = listing.next() {
+            let entry = entry.map_err(failed("list", &this.path))?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            let (name, node) = self.entry(&fd, &this, name, queue)?;
+            entries.push((name, node));
+        }
+        entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        self.found.directories[this.number] = FoundDirectory {
+            entries,
+            properties: self.properties(&stat),
+        };
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        directory: &Rc<OwnedFd>,
+        above: &Unlisted,
+        name: &CStr,
+        queue: &mut Vec<Unlisted>,
+    ) -> Result<(Box<str>, Node), OutputError> {
+        let Ok(name) = name.to_str() else {
+            let shown = quote::bytes(name.to_bytes());
+            let problem = format!("has an entry {shown}, whose name is not UTF-8");
+            return Err(refused(&above.path, problem));
+        };
+        let path = join(&above.path, name);
+        self.count(&path)?;
+        let stat = rustix::fs::statat(&**directory, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(failed("look at", &path))?;
+        let node = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => self.take_file(directory, name, &path, &stat)?,
+            FileType::Symlink => Node::Symlink(target(directory, name, &path)?.into_boxed_str()),
+            FileType::Directory => {
+                let depth = above.depth.saturating_add(1);
+                if depth > self.request.limits.depth {
+                    let limit = self.request.limits.depth;
+                    let problem = format!("lies deeper than {limit} directories");
+                    return Err(refused(&path, problem));
+                }
+                let number = self.number();
+                queue.push(Unlisted {
+                    number,
+                    path,
+                    depth,
+                    inode: Some(id(&stat)),
+                });
+                Node::Directory(number)
+            }
+            _ => return Err(refused(&path, special(&stat))),
+        };
+        Ok((name.into(), node))
+    }
+
+    fn number(&mut self) -> usize {
+        self.found.directories.push(FoundDirectory::default());
+        self.found.directories.len() - 1
+    }
+
+    fn open_directory(&self, path: &str) -> Result<OwnedFd, OutputError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let open = |flags| beneath::open(&self.root, path, flags, Links::Refused);
+        open(flags)
+            .or_else(|error| match error {
+                // As root this does not happen; else the command is the same user, and this its directory.
+                Errno::ACCESS => {
+                    let found = open(OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
+                    beneath::regain(&found, Mode::RWXU)?;
+                    open(flags)
+                }
+                error => Err(error),
+            })
+            .map_err(|error| unreachable(error, path))
+    }
+
+    fn take_file(
+        &mut self,
+        directory: &Rc<OwnedFd>,
+        name: &str,
+        path: &str,
+        stat: &Stat,
+    ) -> Result<Node, OutputError> {
+        if stat.st_nlink > 1
+            && let Some(number) = self.linked.get(&id(stat))
+        {
+            return Ok(Node::File(*number));
+        }
+        let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
+        self.bytes = self.bytes.saturating_add(size);
+        let limit = self.request.limits.bytes;
+        if self.bytes > limit {
+            let problem =
+                format!("brings the outputs to more than {limit} bytes; it has {size} itself");
+            return Err(refused(path, problem));
+        }
+        let file = open_file(directory, name, path, stat)?;
+        let number = self.found.files.len();
+        if stat.st_nlink > 1 {
+            self.linked.insert(id(stat), number);
+        }
+        self.found.files.push(FoundFile {
+            digest: Digest::empty(self.request.function),
+            executable: stat.st_mode & 0o100 != 0,
+            properties: self.properties(stat),
+        });
+        let pending = Pending {
+            number,
+            file,
+            directory: directory.clone(),
+            name: name.into(),
+            path: path.into(),
+            size,
+        };
+        self.take.push(pending, &mut self.found)?;
+        Ok(Node::File(number))
+    }
+
+    fn properties(&self, stat: &Stat) -> Option<Box<re::NodeProperties>> {
+        (self.want_mtime || self.want_mode).then(|| {
+            Box::new(re::NodeProperties {
+                properties: Vec::new(),
+                mtime: self.want_mtime.then_some(prost_types::Timestamp {
+                    seconds: stat.st_mtime,
+                    nanos: i32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+                }),
+                unix_mode: self.want_mode.then_some(stat.st_mode & 0o7777),
+            })
+        })
+    }
+
+    fn count(&mut self, path: &str) -> Result<(), OutputError> {
+        self.nodes += 1;
+        let limit = self.request.limits.nodes;
+        if self.nodes > limit {
+            let problem =
+                format!("is one too many: more than {limit} files, directories and links");
+            return Err(refused(path, problem));
+        }
+        Ok(())
+    }
+}
+
+/// Opens a file that was just looked at, and makes sure that it is the same one.
+fn open_file(
+    directory: &OwnedFd,
+    name: &str,
+    path: &str,
+    looked_at: &Stat,
+) -> Result<File, OutputError> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = beneath::entry(directory, name, flags)
+        .or_else(|error| match error {
+            Errno::ACCESS => {
+                let found = beneath::entry(directory, name, OFlags::PATH | OFlags::NOFOLLOW)?;
+                let mode = Mode::from_raw_mode(looked_at.st_mode & 0o777) | Mode::RUSR;
+                beneath::regain(&found, mode)?;
+                beneath::entry(directory, name, flags)
+            }
+            error => Err(error),
+        })
+        .map_err(|error| unreachable(error, path))?;
+    let stat = rustix::fs::fstat(&file).map_err(failed("look at", path))?;
+    if id(&stat) != id(looked_at) || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
+    {
+        return Err(refused(path, "changed while it was collected"));
+    }
+    Ok(file.into())
+}
+
+/// Makes a directory of ours usable again that the command made read-only: files are moved out of it.
+fn open_up(directory: &OwnedFd, stat: &Stat) {
+    if stat.st_mode & 0o700 != 0o700 {
+        // If it is not ours, taking over a file in it fails, and says so.
+        let _ = beneath::regain(directory, Mode::RWXU);
+    }
+}
+
+fn id(stat: &Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
+}

@@ -1,0 +1,34 @@
+//! The digest of an open file, read in pieces.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+
+use crate::reapi::{Digest, DigestFunction};
+
+/// A good size for the buffer that [`digest_file`] reads into, in bytes.
+pub const READ_BUFFER: usize = 256 << 10;
+
+/// Reads the file from where it stands to its end. The buffer's content does not matter; it is
+/// the caller's so that it can be used for many files.
+pub fn digest_file(
+    mut file: &File,
+    function: DigestFunction,
+    buffer: &mut [u8],
+) -> io::Result<Digest> {
+    let mut hasher = function.hasher();
+    loop {
+        let read = match file.read(buffer) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        if hasher.size() == 0 && read == buffer.len() {
+            // A hint for the files that need more than one read; nothing is lost without it.
+            let advice = rustix::fs::Advice::Sequential;
+            let _ = rustix::fs::fadvise(file.as_fd(), 0, None, advice);
+        }
+        hasher.update(&buffer[..read]);
+    }
+}

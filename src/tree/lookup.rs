@@ -1,0 +1,124 @@
+//! Questions to a whole tree: what is at a path, which blobs it needs, where a blob is.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::{Directory, File, Symlink, Tree};
+use crate::cas::Wanted;
+use crate::reapi::Digest;
+
+/// What is at a path.
+#[derive(Clone, Copy, Debug)]
+pub enum Node<'a> {
+    /// A regular file.
+    File(&'a File),
+    /// A directory.
+    Directory(Digest, &'a Arc<Directory>),
+    /// A symbolic link; not followed.
+    Symlink(&'a Symlink),
+}
+
+impl Directory {
+    /// How many entries there are.
+    pub fn entries(&self) -> usize {
+        self.files.len() + self.directories.len() + self.symlinks.len()
+    }
+
+    fn subdirectory(&self, name: &str) -> Option<Digest> {
+        let at = self
+            .directories
+            .binary_search_by(|d| (*d.name).cmp(name))
+            .ok()?;
+        Some(self.directories[at].digest)
+    }
+}
+
+impl Tree {
+    /// What is at `path`, which is relative to the root and clean; the root itself at "". Links are not followed.
+    pub fn lookup(&self, path: &str) -> Option<Node<'_>> {
+        let (digest, at) = self.directories.get_key_value(&self.root)?;
+        let mut found = Node::Directory(*digest, at);
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            let Node::Directory(_, at) = found else {
+                return None;
+            };
+            found = if let Some(digest) = at.subdirectory(name) {
+                let (digest, at) = self.directories.get_key_value(&digest)?;
+                Node::Directory(*digest, at)
+            } else if let Ok(i) = at.files.binary_search_by(|f| (*f.name).cmp(name)) {
+                Node::File(&at.files[i])
+            } else {
+                let i = at.symlinks.binary_search_by(|s| (*s.name).cmp(name)).ok()?;
+                Node::Symlink(&at.symlinks[i])
+            };
+        }
+        Some(found)
+    }
+
+    /// Every distinct file content, once for each of its two kinds. The empty blob, which nobody needs to fetch, is
+    /// left out.
+    pub fn blobs(&self) -> Vec<Wanted> {
+        let mut seen = HashSet::new();
+        let files = self.directories.values().flat_map(|d| &d.files);
+        files
+            .filter(|file| !file.digest.is_empty())
+            .map(|file| Wanted {
+                digest: file.digest,
+                executable: file.executable,
+            })
+            .filter(|wanted| seen.insert(*wanted))
+            .collect()
+    }
+
+    /// One path for each of these blobs that the tree holds as a file, found in one walk.
+    pub fn paths_of(&self, digests: &[Digest]) -> HashMap<Digest, String> {
+        let mut wanted: HashSet<Digest> = digests.iter().copied().collect();
+        let mut found = HashMap::new();
+        // Each distinct directory is looked at once, under the path where it is met first.
+        let mut parents: HashMap<Digest, (Digest, &str)> = HashMap::new();
+        let mut queue = vec![self.root];
+        let mut next = 0;
+        while let Some(&digest) = queue.get(next)
+            && !wanted.is_empty()
+        {
+            next += 1;
+            let Some(directory) = self.directories.get(&digest) else {
+                continue;
+            };
+            for file in &directory.files {
+                if wanted.remove(&file.digest) {
+                    found.insert(
+                        file.digest,
+                        path_to(&parents, self.root, digest, &file.name),
+                    );
+                }
+            }
+            for child in &directory.directories {
+                if child.digest != self.root && !parents.contains_key(&child.digest) {
+                    parents.insert(child.digest, (digest, &child.name));
+                    queue.push(child.digest);
+                }
+            }
+        }
+        found
+    }
+}
+
+/// The path of `name` in the directory `at`, climbing by the way on which each directory was met first.
+pub(super) fn path_to<N: AsRef<str>>(
+    parents: &HashMap<Digest, (Digest, N)>,
+    root: Digest,
+    mut at: Digest,
+    name: &str,
+) -> String {
+    let mut segments = vec![name];
+    while at != root
+        && let Some((parent, name)) = parents.get(&at)
+    {
+        segments.push(name.as_ref());
+        at = *parent;
+    }
+    segments.retain(|s| !s.is_empty());
+    segments.reverse();
+    segments.join("/")
+}
