@@ -6,8 +6,8 @@ use super::super::exit::{Exit, Failure};
 use super::super::materialise::{self, Plan};
 use super::action::declared;
 use crate::cas::BlobSource;
-use crate::reapi::proto::re;
 use crate::reapi::digest::DigestError;
+use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction};
 use crate::tree::TreeLimits;
 
