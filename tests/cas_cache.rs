@@ -2,7 +2,7 @@
 //! hanging by a caller that goes away; pinned blobs stay.
 #![allow(missing_docs)]
 
-#[path = "common/faulty_cas.rs"]
+#[path = "common/faulty_cas/mod.rs"]
 mod faulty_cas;
 
 use std::collections::{HashMap, HashSet};

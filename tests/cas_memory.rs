@@ -2,7 +2,7 @@
 //! Alone in its process, as it looks at the whole process's memory; server included.
 #![allow(missing_docs)]
 
-#[path = "common/faulty_cas.rs"]
+#[path = "common/faulty_cas/mod.rs"]
 mod faulty_cas;
 
 use std::sync::Arc;

@@ -16,16 +16,16 @@ use boxwright::tree::TreeStore;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 
-pub const F: DigestFunction = DigestFunction::Sha256;
+pub(crate) const F: DigestFunction = DigestFunction::Sha256;
 
 /// A worker of one slot.
-pub struct Bench {
-    pub store: Arc<LocalStore>,
-    pub runner: Runner,
+pub(crate) struct Bench {
+    pub(crate) store: Arc<LocalStore>,
+    pub(crate) runner: Runner,
     _dir: tempfile::TempDir,
 }
 
-pub fn settings(scratch: std::path::PathBuf) -> Settings {
+pub(crate) fn settings(scratch: std::path::PathBuf) -> Settings {
     Settings {
         tree_limits: Default::default(),
         output_limits: Default::default(),
@@ -43,7 +43,7 @@ pub fn settings(scratch: std::path::PathBuf) -> Settings {
 
 impl Bench {
     /// `change` may alter the settings.
-    pub fn new(change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) fn new(change: impl FnOnce(&mut Settings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Commands run as another user and must be able to reach their input root.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
@@ -75,17 +75,17 @@ impl Bench {
         }
     }
 
-    pub fn put(&self, data: &[u8]) -> Digest {
+    pub(crate) fn put(&self, data: &[u8]) -> Digest {
         let digest = F.digest(data);
         self.store.put(digest, data, false).unwrap();
         digest
     }
 
-    pub fn put_message(&self, message: &impl Message) -> Digest {
+    pub(crate) fn put_message(&self, message: &impl Message) -> Digest {
         self.put(&message.encode_to_vec())
     }
 
-    pub fn blob(&self, digest: Option<&re::Digest>) -> Vec<u8> {
+    pub(crate) fn blob(&self, digest: Option<&re::Digest>) -> Vec<u8> {
         let digest = Digest::from_proto(F, digest).unwrap();
         self.store
             .read(digest, 1 << 30)
@@ -95,7 +95,7 @@ impl Bench {
     }
 
     /// A root directory with these files, stored.
-    pub fn root(&self, files: &[(&str, &[u8])]) -> Digest {
+    pub(crate) fn root(&self, files: &[(&str, &[u8])]) -> Digest {
         let files = files
             .iter()
             .map(|(name, data)| re::FileNode {
@@ -111,20 +111,24 @@ impl Bench {
     }
 
     /// Runs a command to its end.
-    pub async fn run(&self, command: re::Command, root: Digest) -> Finished {
+    pub(crate) async fn run(&self, command: re::Command, root: Digest) -> Finished {
         let command_digest = self.put_message(&command);
         self.run_action(action(command_digest, root), CancellationToken::new())
             .await
     }
 
-    pub async fn run_action(&self, action: re::Action, cancel: CancellationToken) -> Finished {
+    pub(crate) async fn run_action(
+        &self,
+        action: re::Action,
+        cancel: CancellationToken,
+    ) -> Finished {
         let finished = self.runner.run(&lease(&action), 0, &cancel, &|_| {}).await;
         self.runner.settle().await;
         finished
     }
 }
 
-pub fn action(command: Digest, root: Digest) -> re::Action {
+pub(crate) fn action(command: Digest, root: Digest) -> re::Action {
     re::Action {
         command_digest: Some(command.to_proto()),
         input_root_digest: Some(root.to_proto()),
@@ -132,7 +136,7 @@ pub fn action(command: Digest, root: Digest) -> re::Action {
     }
 }
 
-pub fn lease(action: &re::Action) -> Lease {
+pub(crate) fn lease(action: &re::Action) -> Lease {
     Lease {
         id: "main/lease".into(),
         action: Some(action.encode_to_vec().into()),
@@ -146,7 +150,7 @@ pub fn lease(action: &re::Action) -> Lease {
 }
 
 /// A shell command with a PATH.
-pub fn sh(script: &str) -> re::Command {
+pub(crate) fn sh(script: &str) -> re::Command {
     re::Command {
         arguments: ["sh", "-c", script].map(str::to_owned).to_vec(),
         environment_variables: vec![re::command::EnvironmentVariable {

@@ -302,7 +302,7 @@ mod tests {
         for damage in [
             |bytes: &mut Vec<u8>| bytes.truncate(20),
             |bytes: &mut Vec<u8>| bytes.clear(),
-            |bytes: &mut Vec<u8>| bytes[45] ^= 1,
+            |bytes: &mut Vec<u8>| bytes[HEADER] ^= 1,
         ] {
             cache.put(action(1), &result(1)).unwrap();
             assert!(cache.get(action(1)).unwrap().is_some());

@@ -6,6 +6,7 @@
 use prost_types::Any;
 use tonic::Code;
 
+use crate::action::ending::KILLED_BY_ANOTHER;
 use crate::action::{Ending, Finished};
 use crate::reapi::proto::{re, rpc};
 use crate::reapi::status::{missing_blobs, ok, status};
@@ -35,6 +36,7 @@ pub(super) fn response(finished: Finished) -> re::ExecuteResponse {
         | Ending::Signalled(_)
         | Ending::TimedOut { .. }
         | Ending::OutOfMemory
+        | Ending::BadRequest(_)
         | Ending::LimitExceeded(_) => result,
         _ => None,
     };
@@ -50,16 +52,18 @@ pub(super) fn response(finished: Finished) -> re::ExecuteResponse {
 /// The status of an end that is not a command's own.
 fn of_ending(ending: &Ending) -> rpc::Status {
     match ending {
+        Ending::Signalled(libc::SIGKILL) => status(Code::FailedPrecondition, KILLED_BY_ANOTHER),
         Ending::Exited(_) | Ending::Signalled(_) => ok(),
         Ending::TimedOut { after } => status(
             Code::DeadlineExceeded,
             format!("the command ran longer than the {after} s that its action allows"),
         ),
         Ending::OutOfMemory => status(
-            Code::ResourceExhausted,
-            "the command used more memory than it was given",
+            Code::FailedPrecondition,
+            "the command was killed because it used more memory than it was given; \
+             give it more, or make it need less",
         ),
-        Ending::LimitExceeded(what) => status(Code::ResourceExhausted, what),
+        Ending::LimitExceeded(what) => status(Code::FailedPrecondition, what),
         Ending::BadRequest(what) => status(Code::InvalidArgument, what),
         Ending::Unsupported(what) => status(Code::FailedPrecondition, what),
         Ending::MissingInputs(blobs) => missing_blobs(
@@ -110,13 +114,14 @@ mod tests {
             (Ending::Exited(7), Code::Ok, true),
             (Ending::Signalled(11), Code::Ok, true),
             (Ending::TimedOut { after: 3 }, Code::DeadlineExceeded, true),
-            (Ending::OutOfMemory, Code::ResourceExhausted, true),
+            (Ending::Signalled(9), Code::FailedPrecondition, true),
+            (Ending::OutOfMemory, Code::FailedPrecondition, true),
             (
                 Ending::LimitExceeded("x".into()),
-                Code::ResourceExhausted,
+                Code::FailedPrecondition,
                 true,
             ),
-            (Ending::BadRequest("x".into()), Code::InvalidArgument, false),
+            (Ending::BadRequest("x".into()), Code::InvalidArgument, true),
             (
                 Ending::Unsupported("x".into()),
                 Code::FailedPrecondition,

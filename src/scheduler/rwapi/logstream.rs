@@ -55,7 +55,9 @@ async fn write(
     // The server is asked for the stream first, so that a name it does not know fails before the
     // first piece, and an earlier attempt's bytes are not written over.
     let status = client
-        .query_write_status(QueryWriteStatusRequest { resource_name: name.clone() })
+        .query_write_status(QueryWriteStatusRequest {
+            resource_name: name.clone(),
+        })
         .await?
         .into_inner();
     let mut offset = status.committed_size.max(0);

@@ -28,6 +28,7 @@ use prost::Message;
 use prost_types::Any;
 use tonic::Code;
 
+use crate::action::ending::KILLED_BY_ANOTHER;
 use crate::action::{Ending, Finished};
 use crate::reapi::any::pack;
 use crate::reapi::proto::{re, rpc};
@@ -75,6 +76,10 @@ pub(super) fn report(finished: Finished) -> Report {
     } = finished;
     let (mut status, result) = match ending {
         Ending::Exited(code) => return ran(code, result),
+        Ending::Signalled(libc::SIGKILL) => (
+            status(Code::FailedPrecondition, KILLED_BY_ANOTHER),
+            result.map(partial),
+        ),
         Ending::Signalled(signal) => return ran(128 + signal, result),
         Ending::TimedOut { after } => (
             status(
@@ -91,8 +96,10 @@ pub(super) fn report(finished: Finished) -> Report {
             ),
             result.map(partial),
         ),
-        Ending::LimitExceeded(what) => (status(Code::ResourceExhausted, what), result.map(partial)),
-        Ending::BadRequest(what) => (status(Code::InvalidArgument, what), None),
+        Ending::LimitExceeded(what) => {
+            (status(Code::FailedPrecondition, what), result.map(partial))
+        }
+        Ending::BadRequest(what) => (status(Code::InvalidArgument, what), result.map(partial)),
         Ending::Unsupported(what) => (status(Code::FailedPrecondition, what), None),
         Ending::MissingInputs(blobs) => (missing(&blobs), None),
         Ending::Infrastructure(what) => (status(Code::Unavailable, what), None),
@@ -201,6 +208,7 @@ mod tests {
             (Ending::Exited(0), Code::Ok, Some(0)),
             (Ending::Exited(7), Code::Ok, Some(7)),
             (Ending::Signalled(11), Code::Ok, Some(139)),
+            (Ending::Signalled(9), Code::FailedPrecondition, Some(137)),
             (
                 Ending::TimedOut { after: 3 },
                 Code::DeadlineExceeded,
@@ -209,10 +217,14 @@ mod tests {
             (Ending::OutOfMemory, Code::FailedPrecondition, Some(137)),
             (
                 Ending::LimitExceeded("x".into()),
-                Code::ResourceExhausted,
+                Code::FailedPrecondition,
                 Some(137),
             ),
-            (Ending::BadRequest("x".into()), Code::InvalidArgument, None),
+            (
+                Ending::BadRequest("x".into()),
+                Code::InvalidArgument,
+                Some(137),
+            ),
             (
                 Ending::Unsupported("x".into()),
                 Code::FailedPrecondition,

@@ -146,8 +146,8 @@ impl ByteStreamService {
 
 /// Offset and limit of a request for something of `size` bytes.
 ///
-/// ByteStream: "If `read_offset` is negative or greater than the size of the resource, the call will cause an `OUT_OF_RANGE` error", and
-/// "A `limit` of zero indicates that there is no limit, and a negative `limit` will cause an error."
+/// ByteStream: "A `read_offset` that is negative or greater than the size of the resource will cause an `OUT_OF_RANGE` error."
+/// "A `read_limit` of zero indicates that there is no limit, and a negative `read_limit` will cause an error."
 fn range(request: &bs::ReadRequest, size: u64) -> Result<(u64, Option<u64>), Status> {
     let offset = u64::try_from(request.read_offset)
         .ok()

@@ -1,0 +1,534 @@
+//! Whatever a command leaves behind, collecting it reads nothing outside the root, opens no pipe or device,
+//! ends, and says what is wrong; and every sound output reaches the store, however the
+//! declarations overlap.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use boxwright::cas::{LocalStore, StoreConfig};
+use boxwright::outputs::{
+    CollectRequest, Collected, OutputError, OutputKind, OutputLimits, OutputPath, collect,
+};
+use boxwright::reapi::proto::re;
+use boxwright::reapi::proto::re::command::OutputDirectoryFormat as Format;
+use boxwright::reapi::{Digest, DigestFunction};
+use boxwright::tree::decode;
+use prost::Message;
+
+const SHA256: DigestFunction = DigestFunction::Sha256;
+
+struct World {
+    dir: tempfile::TempDir,
+    store: Arc<LocalStore>,
+    request: CollectRequest,
+}
+
+fn world() -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(StoreConfig {
+        root: dir.path().join("cas"),
+        high_water: 1 << 40,
+        low_water: 1 << 39,
+        free_floor: 0,
+    })
+    .unwrap();
+    let root = dir.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    World {
+        store,
+        request: CollectRequest {
+            root,
+            outputs: Vec::new(),
+            format: Format::TreeOnly,
+            node_properties: Vec::new(),
+            function: SHA256,
+            limits: OutputLimits::default(),
+        },
+        dir,
+    }
+}
+
+impl World {
+    fn path(&self, path: &str) -> PathBuf {
+        self.request.root.join(path)
+    }
+    fn write(&self, path: &str, text: &str) {
+        let path = self.path(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    fn declare(&mut self, kind: OutputKind, paths: &[&str]) {
+        self.request
+            .outputs
+            .extend(paths.iter().map(|path| OutputPath {
+                declared: (*path).to_owned(),
+                within_root: (*path).to_owned(),
+                kind,
+            }));
+    }
+    fn collect(&self) -> Result<Collected, OutputError> {
+        collect(&self.store, &self.request)
+    }
+    /// Collects these paths of any kind.
+    fn collect_any(&mut self, paths: &[&str]) -> Result<Collected, OutputError> {
+        self.request.outputs.clear();
+        self.declare(OutputKind::Any, paths);
+        self.collect()
+    }
+    fn refusal(&mut self, paths: &[&str]) -> String {
+        match self.collect_any(paths) {
+            Err(error @ OutputError::Refused { .. }) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+    fn content(&self, digest: Option<&re::Digest>) -> Vec<u8> {
+        let digest = Digest::from_proto(SHA256, digest).unwrap();
+        let bytes = self.store.read(digest, 1 << 30).unwrap();
+        let bytes = bytes.unwrap_or_else(|| panic!("{digest} is not in the store"));
+        assert_eq!(SHA256.digest(&bytes), digest);
+        bytes.to_vec()
+    }
+    fn file(&self, result: &re::ActionResult, path: &str) -> String {
+        let file = result.output_files.iter().find(|f| f.path == path);
+        let digest = &file.unwrap_or_else(|| panic!("no {path}")).digest;
+        String::from_utf8(self.content(digest.as_ref())).unwrap()
+    }
+    fn tree(&self, result: &re::ActionResult, path: &str) -> re::Tree {
+        let directory = result.output_directories.iter().find(|d| d.path == path);
+        let digest = &directory.unwrap_or_else(|| panic!("no {path}")).tree_digest;
+        re::Tree::decode(&*self.content(digest.as_ref())).unwrap()
+    }
+}
+
+/// Every file in a tree with its content, by walking it from the root.
+fn files_of(world: &World, tree: &re::Tree) -> Vec<(String, String)> {
+    let by_digest: std::collections::HashMap<Digest, &re::Directory> = tree
+        .children
+        .iter()
+        .map(|d| (SHA256.digest(&d.encode_to_vec()), d))
+        .collect();
+    let mut files = Vec::new();
+    let mut queue = vec![(String::new(), tree.root.as_ref().unwrap())];
+    while let Some((path, directory)) = queue.pop() {
+        let bytes = directory.encode_to_vec();
+        decode(SHA256.digest(&bytes), &bytes).expect("what we make, we accept");
+        for file in &directory.files {
+            let content = world.content(file.digest.as_ref());
+            let content = String::from_utf8(content).unwrap();
+            files.push((format!("{path}{}", file.name), content));
+        }
+        for child in &directory.directories {
+            let digest = Digest::from_proto(SHA256, child.digest.as_ref()).unwrap();
+            queue.push((format!("{path}{}/", child.name), by_digest[&digest]));
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn sound_outputs_are_collected() {
+    let mut world = world();
+    world.write("out/a.o", "object");
+    world.write("out/dir/sub/x", "x");
+    world.write("run", "#!");
+    std::fs::set_permissions(world.path("run"), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::create_dir(world.path("out/dir/empty")).unwrap();
+    symlink("../gone", world.path("out/dir/link")).unwrap();
+    let collected = world
+        .collect_any(&["out/dir", "out/a.o", "run", "not/there", "run/below"])
+        .unwrap();
+    let result = &collected.result;
+    assert_eq!(world.file(result, "out/a.o"), "object");
+    assert_eq!(result.output_files.len(), 2);
+    let executable = |path| {
+        let file = result.output_files.iter().find(|f| f.path == path);
+        file.unwrap().is_executable
+    };
+    assert!(executable("run") && !executable("out/a.o"));
+    let directory = &result.output_directories[0];
+    assert!(directory.is_topologically_sorted && directory.root_directory_digest.is_none());
+    let tree = world.tree(result, "out/dir");
+    assert_eq!(files_of(&world, &tree), [("sub/x".into(), "x".into())]);
+    let root = tree.root.unwrap();
+    assert_eq!(root.symlinks[0].target, "../gone");
+    assert_eq!(root.directories.len(), 2);
+    assert!(world.store.missing(&collected.blobs).is_empty());
+}
+
+#[test]
+fn links_are_reported_and_never_followed() {
+    let mut world = world();
+    let secret = world.dir.path().join("secret");
+    std::fs::create_dir(&secret).unwrap();
+    std::fs::write(secret.join("file"), "SECRET").unwrap();
+    symlink("/etc/passwd", world.path("file")).unwrap();
+    symlink(&secret, world.path("dir")).unwrap();
+    symlink("/proc/self/root", world.path("magic")).unwrap();
+    symlink("..", world.path("up")).unwrap();
+    world.declare(OutputKind::File, &["file"]);
+    world.declare(OutputKind::Directory, &["dir"]);
+    world.declare(OutputKind::Any, &["magic", "up"]);
+    let collected = world.collect().unwrap();
+    let result = collected.result;
+    assert!(result.output_files.is_empty() && result.output_directories.is_empty());
+    let targets = |links: &[re::OutputSymlink]| {
+        let pairs = links.iter().map(|l| (l.path.clone(), l.target.clone()));
+        pairs.collect::<Vec<_>>()
+    };
+    let secret = secret.to_str().unwrap().to_owned();
+    assert_eq!(
+        targets(&result.output_symlinks),
+        [
+            ("dir".to_owned(), secret.clone()),
+            ("file".to_owned(), "/etc/passwd".to_owned()),
+            ("magic".to_owned(), "/proc/self/root".to_owned()),
+            ("up".to_owned(), "..".to_owned()),
+        ]
+    );
+    #[allow(deprecated)]
+    {
+        let file = ("file".to_owned(), "/etc/passwd".to_owned());
+        assert_eq!(targets(&result.output_file_symlinks), [file]);
+        let dir = ("dir".to_owned(), secret);
+        assert_eq!(targets(&result.output_directory_symlinks), [dir]);
+    }
+    assert!(collected.blobs.is_empty());
+    for below in ["dir/file", "magic/etc/passwd", "up/secret/file"] {
+        let text = world.refusal(&[below]);
+        assert!(
+            text.contains(below) && text.contains("symbolic link"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn paths_that_leave_the_root_are_refused() {
+    let mut world = world();
+    std::fs::write(world.dir.path().join("secret"), "SECRET").unwrap();
+    for bad in [
+        "../secret",
+        "a/../../secret",
+        "/etc/passwd",
+        "a//b",
+        "./a",
+        "a\0b",
+    ] {
+        world.refusal(&[bad]);
+    }
+}
+
+#[test]
+fn pipes_sockets_and_devices_are_refused_without_waiting() {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    for place in ["special", "dir/special"] {
+        for (kind, name) in [
+            (FileType::Fifo, "named pipe"),
+            (FileType::Socket, "socket"),
+            (FileType::CharacterDevice, "character device"),
+        ] {
+            let mut world = world();
+            std::fs::create_dir(world.path("dir")).unwrap();
+            let mode = Mode::RUSR | Mode::WUSR;
+            let made = mknodat(CWD, world.path(place), kind, mode, makedev(1, 3));
+            if made == Err(rustix::io::Errno::PERM) {
+                eprintln!("only root can make a device: not tried");
+                continue;
+            }
+            made.unwrap();
+            for declared in [place, place.split('/').next().unwrap()] {
+                let text = world.refusal(&[declared]);
+                assert!(text.contains(place) && text.contains(name), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn overlapping_declarations_all_work() {
+    let mut world = world();
+    world.write("out/file", "one");
+    world.write("out/sub/file", "two");
+    let paths = ["out/file", "out", "out/sub", "out/sub/file", "out/file", ""];
+    world.declare(OutputKind::File, &["out/sub/file"]);
+    world.declare(OutputKind::Any, &paths);
+    world.request.outputs.push(OutputPath {
+        declared: "./again".into(),
+        within_root: "out/file".into(),
+        kind: OutputKind::File,
+    });
+    let collected = world.collect().unwrap();
+    let result = &collected.result;
+    assert_eq!(world.file(result, "out/file"), "one");
+    assert_eq!(world.file(result, "./again"), "one");
+    assert_eq!(world.file(result, "out/sub/file"), "two");
+    let all = [
+        ("file".into(), "one".into()),
+        ("sub/file".into(), "two".into()),
+    ];
+    assert_eq!(files_of(&world, &world.tree(result, "out")), all);
+    let sub = files_of(&world, &world.tree(result, "out/sub"));
+    assert_eq!(sub, [("file".into(), "two".into())]);
+    assert_eq!(files_of(&world, &world.tree(result, "")).len(), 2);
+    let paths: Vec<_> = result.output_directories.iter().map(|d| &d.path).collect();
+    assert_eq!(paths, ["", "out", "out/sub"]);
+}
+
+#[test]
+fn hard_links_are_stored_once_and_spoil_nothing() {
+    let mut world = world();
+    let (input, output) = ("an input", "an output");
+    let digest = SHA256.digest(input.as_bytes());
+    world.store.put(digest, input.as_bytes(), false).unwrap();
+    let stored = world.store.path(digest, false).unwrap().unwrap();
+    std::fs::hard_link(&stored, world.path("input")).unwrap();
+    world.write("one", output);
+    std::fs::hard_link(world.path("one"), world.path("two")).unwrap();
+    std::fs::create_dir(world.path("dir")).unwrap();
+    std::fs::hard_link(world.path("one"), world.path("dir/three")).unwrap();
+    // A link to a file that the action cannot own, outside the root.
+    let outside = world.dir.path().join("outside");
+    std::fs::write(&outside, "outside").unwrap();
+    std::fs::hard_link(&outside, world.path("linked")).unwrap();
+    let inode = std::fs::metadata(&outside).unwrap();
+
+    let collected = world
+        .collect_any(&["input", "one", "two", "dir", "linked"])
+        .unwrap();
+    let result = &collected.result;
+    assert_eq!(world.file(result, "input"), input);
+    assert_eq!(world.file(result, "one"), output);
+    assert_eq!(world.file(result, "two"), output);
+    let dir = files_of(&world, &world.tree(result, "dir"));
+    assert_eq!(dir, [("three".into(), output.into())]);
+    assert_eq!(world.file(result, "linked"), "outside");
+    // What is outside is still its owner's, and no file of the store.
+    let after = std::fs::metadata(&outside).unwrap();
+    assert_eq!(
+        (after.ino(), after.uid(), after.mode()),
+        (inode.ino(), inode.uid(), inode.mode())
+    );
+    let digest = SHA256.digest(b"outside");
+    let stored = world.store.path(digest, false).unwrap().unwrap();
+    assert_ne!(std::fs::metadata(stored).unwrap().ino(), inode.ino());
+}
+
+#[test]
+fn files_are_moved_not_copied() {
+    let mut world = world();
+    world.write("big", &"0123456789abcdef".repeat(1 << 16));
+    let inode = std::fs::metadata(world.path("big")).unwrap().ino();
+    let collected = world.collect_any(&["big"]).unwrap();
+    let stored = world
+        .store
+        .path(collected.blobs[0], false)
+        .unwrap()
+        .unwrap();
+    let stored = std::fs::metadata(stored).unwrap();
+    assert_eq!((stored.ino(), stored.mode() & 0o7777), (inode, 0o444));
+    assert!(!world.path("big").exists());
+}
+
+#[test]
+fn sparse_files_are_refused_unread() {
+    let mut world = world();
+    world.request.limits.bytes = 1 << 30;
+    world.write("dir/small", "x");
+    let huge = std::fs::File::create(world.path("dir/huge")).unwrap();
+    huge.set_len(1 << 42).unwrap();
+    for declared in ["dir", "dir/huge"] {
+        let text = world.refusal(&[declared]);
+        assert!(
+            text.contains("dir/huge") && text.contains("1073741824 bytes"),
+            "{text}"
+        );
+    }
+    huge.set_len(1 << 20).unwrap();
+    assert!(world.collect_any(&["dir"]).is_ok());
+}
+
+#[test]
+fn depth_and_number_are_bounded() {
+    let mut world = world();
+    world.write("many/a", "");
+    world.write("many/b", "");
+    world.write("many/c", "");
+    world.request.limits.nodes = 3;
+    let text = world.refusal(&["many"]);
+    assert!(text.contains("more than 3 files"), "{text}");
+    world.request.limits.nodes = 4;
+    assert!(world.collect_any(&["many"]).is_ok());
+
+    let mut world = self::world();
+    world.request.limits.depth = 5;
+    world.write("1/2/3/4/5/file", "");
+    assert!(world.collect_any(&["1"]).is_ok());
+    world.write("1/2/3/4/5/6/file", "");
+    let text = world.refusal(&["1"]);
+    assert!(text.contains("deeper than 5 directories"), "{text}");
+}
+
+#[test]
+fn trees_too_deep_for_a_path_are_walked() {
+    let mut world = world();
+    let name = "n".repeat(250);
+    let mut at = rustix::fs::open(
+        &world.request.root,
+        rustix::fs::OFlags::PATH,
+        rustix::fs::Mode::empty(),
+    )
+    .unwrap();
+    for _ in 0..200 {
+        rustix::fs::mkdirat(&at, &*name, rustix::fs::Mode::RWXU).unwrap();
+        let flags = rustix::fs::OFlags::PATH;
+        at = rustix::fs::openat(&at, &*name, flags, rustix::fs::Mode::empty()).unwrap();
+    }
+    let collected = world.collect_any(&[&name]).unwrap();
+    let tree = world.tree(&collected.result, &name);
+    assert_eq!(tree.children.len(), 199);
+}
+
+#[test]
+fn names_that_are_no_text_are_refused_escaped() {
+    let mut world = world();
+    std::fs::create_dir(world.path("dir")).unwrap();
+    let name = OsStr::from_bytes(b"caf\xe9\n");
+    std::fs::write(world.path("dir").join(name), "").unwrap();
+    let text = world.refusal(&["dir"]);
+    assert!(text.contains(r"caf\xe9\n"), "{text}");
+
+    let mut world = self::world();
+    symlink(name, world.path("link")).unwrap();
+    let text = world.refusal(&["link"]);
+    assert!(text.contains(r"caf\xe9\n"), "{text}");
+}
+
+#[test]
+fn the_wrong_kind_is_refused_by_its_declared_name() {
+    let mut world = world();
+    world.write("file", "");
+    std::fs::create_dir(world.path("dir")).unwrap();
+    for (kind, path) in [(OutputKind::File, "dir"), (OutputKind::Directory, "file")] {
+        world.request.outputs.clear();
+        world.declare(kind, &[path]);
+        let error = world.collect().unwrap_err();
+        assert!(matches!(error, OutputError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains(path), "{error}");
+    }
+    // Whatever order they are declared in.
+    world.request.outputs.clear();
+    world.declare(OutputKind::Any, &["dir"]);
+    world.declare(OutputKind::File, &["dir"]);
+    assert!(world.collect().is_err());
+}
+
+#[test]
+fn directories_are_described_in_every_format() {
+    for format in [
+        Format::TreeOnly,
+        Format::DirectoryOnly,
+        Format::TreeAndDirectory,
+    ] {
+        let mut world = world();
+        world.request.format = format;
+        // `same` is in three places, and `b/c` equals `a`: each once in the tree, after all that name it.
+        world.write("out/a/same/x", "x");
+        world.write("out/b/c/same/x", "x");
+        world.write("out/same/x", "x");
+        world.write("out/y", "y");
+        let collected = world.collect_any(&["out"]).unwrap();
+        let output = &collected.result.output_directories[0];
+        let wants_tree = format != Format::DirectoryOnly;
+        assert_eq!(output.tree_digest.is_some(), wants_tree);
+        assert_eq!(output.is_topologically_sorted, wants_tree);
+        assert_eq!(
+            output.root_directory_digest.is_some(),
+            format != Format::TreeOnly
+        );
+        if wants_tree {
+            let tree = world.tree(&collected.result, "out");
+            assert_eq!(files_of(&world, &tree).len(), 4);
+            assert_eq!(tree.children.len(), 3);
+            let mut promised = std::collections::HashSet::new();
+            for (n, directory) in tree.root.iter().chain(&tree.children).enumerate() {
+                let own = SHA256.digest(&directory.encode_to_vec()).to_proto().hash;
+                assert!(n == 0 || promised.contains(&own), "before its parent");
+                for child in &directory.directories {
+                    promised.insert(child.digest.clone().unwrap().hash);
+                }
+            }
+        }
+        if format != Format::TreeOnly {
+            let mut queue = vec![output.root_directory_digest.clone().unwrap()];
+            let mut count = 0;
+            while let Some(digest) = queue.pop() {
+                count += 1;
+                let bytes = world.content(Some(&digest));
+                let directory = re::Directory::decode(&*bytes).unwrap();
+                queue.extend(directory.directories.into_iter().filter_map(|d| d.digest));
+            }
+            assert_eq!(count, 7);
+        }
+    }
+}
+
+#[test]
+fn node_properties_are_reported_when_asked_for() {
+    let mut world = world();
+    world.write("dir/file", "x");
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    mode(&world.path("dir/file"), 0o640);
+    mode(&world.path("dir"), 0o750);
+    let plain = world.collect_any(&["dir"]).unwrap();
+    let tree = world.tree(&plain.result, "dir").root.unwrap();
+    assert!(tree.node_properties.is_none() && tree.files[0].node_properties.is_none());
+
+    world.write("dir/file", "x");
+    mode(&world.path("dir/file"), 0o640);
+    let file = std::fs::File::open(world.path("dir/file")).unwrap();
+    let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 5_000);
+    file.set_modified(time).unwrap();
+    world.request.node_properties = vec!["mtime".into(), "unix_mode".into(), "other".into()];
+    let collected = world.collect_any(&["dir"]).unwrap();
+    let tree = world.tree(&collected.result, "dir").root.unwrap();
+    let file = tree.files[0].node_properties.as_ref().unwrap();
+    assert_eq!(file.unix_mode, Some(0o640));
+    let time = file.mtime.as_ref().unwrap();
+    assert_eq!((time.seconds, time.nanos), (1_000_000_000, 5_000));
+    assert_eq!(tree.node_properties.unwrap().unix_mode, Some(0o750));
+}
+
+#[test]
+fn a_thousand_files_and_many_large_ones_arrive_whole() {
+    let mut world = world();
+    for n in 0..1000 {
+        world.write(&format!("out/{}/f{n}", n % 7), &format!("content {n}"));
+    }
+    // More than one thread's worth of bytes in one batch.
+    for n in 0..5 {
+        let large = std::fs::File::create(world.path("out").join(format!("large{n}"))).unwrap();
+        large.set_len((16 << 20) + n).unwrap();
+    }
+    let collected = world.collect_any(&["out"]).unwrap();
+    assert!(world.store.missing(&collected.blobs).is_empty());
+    let tree = world.tree(&collected.result, "out");
+    let files: Vec<_> = tree.children.iter().flat_map(|d| &d.files).collect();
+    assert_eq!(files.len(), 1000);
+    for file in files.iter().step_by(97) {
+        let text = format!("content {}", &file.name[1..]);
+        assert_eq!(world.content(file.digest.as_ref()), text.as_bytes());
+    }
+    let large = &tree.root.as_ref().unwrap().files;
+    assert_eq!(large.len(), 5);
+    for (n, file) in large.iter().enumerate() {
+        let zeros = vec![0; (16 << 20) + n];
+        let digest = Digest::from_proto(SHA256, file.digest.as_ref()).unwrap();
+        assert_eq!(digest, SHA256.digest(&zeros));
+    }
+}
