@@ -195,6 +195,33 @@ fn a_launcher_started_by_hand_says_so() {
     assert!(said.contains("for boxwright's own use"), "{said}");
 }
 
+#[test]
+fn a_launcher_that_is_sent_nonsense_says_so_and_ends() {
+    use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
+    let exact = [&1_u64.to_le_bytes()[..], &[0xff; 64]].concat();
+    for nonsense in [&b"x"[..], &exact, &[0; 72], &[7; 100_000]] {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let launcher = Command::new(super::bed::launcher_executable())
+            .args(["sandbox-launcher", "0", &std::process::id().to_string()])
+            .stdin(Stdio::from(theirs))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        send(&ours, nonsense, SendFlags::empty()).unwrap();
+        let output = launcher.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.starts_with("boxwright sandbox-launcher: "), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}
+
 #[tokio::test]
 async fn a_root_daemon_has_no_slot_for_uid_0() {
     if !is_root() {
