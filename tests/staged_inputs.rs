@@ -4,6 +4,9 @@
 //! Each test runs as the user that runs the tests. If that is root, it runs once more as an unprivileged user, in a process of
 //! its own: an action of the daemon's own user and one of another user are different cases.
 
+#[path = "common/everyone.rs"]
+mod everyone;
+
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,13 +18,13 @@ use boxwright::inputs::staged::Staged;
 use boxwright::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
 use boxwright::reapi::{Digest, DigestFunction};
 use boxwright::tree::{Properties, Tree, TreeBuilder, TreeLimits, TreeStore, fetch};
+use everyone::{as_other, is_root};
 
 const SHA256: DigestFunction = DigestFunction::Sha256;
 const OTHER: Owner = Owner {
     uid: 65534,
     gid: 65534,
 };
-const AGAIN: &str = "BOXWRIGHT_TEST_UNPRIVILEGED";
 
 struct World {
     dir: PathBuf,
@@ -99,41 +102,13 @@ impl World {
     }
 }
 
-/// Runs the test here, and if this is root again as somebody else.
 fn as_everyone(name: &str, test: impl AsyncFn()) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(test());
-    if !is_root() || std::env::var_os(AGAIN).is_some() {
-        return;
-    }
-    // The binary may lie where nobody else may go.
-    let place = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o777)).unwrap();
-    let binary = place.path().join("test");
-    std::fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
-    let status = as_other(&binary.to_string_lossy())
-        .args(["--exact", name, "--nocapture"])
-        .env(AGAIN, "1")
-        .env("TMPDIR", place.path())
-        .current_dir(place.path())
-        .status()
-        .unwrap();
-    assert!(status.success(), "as an unprivileged user");
-}
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
-fn as_other(program: &str) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
-    command.arg(program);
-    command
+    everyone::as_everyone(name, || runtime.block_on(test()));
 }
 
 /// The owners that a daemon of this user can give a root to.
