@@ -33,6 +33,12 @@ pub enum Ending {
     Preempted,
 }
 
+/// What is said of a command that ended by a SIGKILL which the worker did not send. It is told as a failure and
+/// not as exit code 137: nearly always the host ran out of memory, and a farm that caches failed
+/// results must not keep this one.
+pub const KILLED_BY_ANOTHER: &str = "the command was killed by SIGKILL, which the worker did not send; \
+     most often the host ran out of memory: its kernel log says so";
+
 impl Ending {
     /// The class's name in logs and metrics.
     pub fn class(&self) -> &'static str {

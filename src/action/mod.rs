@@ -1,10 +1,22 @@
-//! The life of one action, from its lease to its result.
+//! The life of one action, from its lease to its result: resolve, stage, run, collect, publish.
+//! An action goes through this line once, forwards; nothing calls back up.
 
+mod command;
 pub mod ending;
+mod live;
+mod paths;
+mod platform;
+mod publish;
+mod resolve;
+mod runner;
+mod settings;
 
 use prost_types::Any;
 
 pub use ending::Ending;
+pub use live::LiveOutput;
+pub use runner::{Progress, Runner, RunnerParts};
+pub use settings::Settings;
 
 use crate::reapi::proto::re;
 
@@ -13,8 +25,8 @@ use crate::reapi::proto::re;
 pub struct Finished {
     /// How it ended: exactly one class.
     pub ending: Ending,
-    /// The result as far as there is one: always for a command that ran to an end of its own, the partial one
-    /// after a timeout, never for failures of ours.
+    /// The result as far as there is one: always for a command that ran to an end of its own, the
+    /// partial one after a timeout, never for failures of ours.
     pub result: Option<re::ActionResult>,
     /// What a human should read beside the result; empty if there is nothing to say.
     pub message: String,
@@ -22,4 +34,17 @@ pub struct Finished {
     pub cacheable: bool,
     /// Further statuses for clients that read them.
     pub details: Vec<Any>,
+}
+
+impl Finished {
+    /// An action that ended without a result.
+    pub fn without_result(ending: Ending) -> Self {
+        Finished {
+            ending,
+            result: None,
+            message: String::new(),
+            cacheable: false,
+            details: Vec::new(),
+        }
+    }
 }

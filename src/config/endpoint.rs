@@ -36,7 +36,7 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, EndpointError> {
         let bad = |why: &str| EndpointError {
-            text: text.chars().take(200).collect(),
+            text: redacted(&text.chars().take(200).collect::<String>()),
             why: why.to_owned(),
         };
         if let Some(path) = text.strip_prefix("unix:") {
@@ -55,6 +55,10 @@ impl FromStr for Endpoint {
             .split_once("://")
             .ok_or_else(|| bad("it has no scheme"))?;
         let authority = authority.strip_suffix('/').unwrap_or(authority);
+        // They would travel in the `:authority` of every call, and end up in logs.
+        if authority.contains('@') {
+            return Err(bad("a user name or password has no place in it"));
+        }
         let uri: Uri = format!("http://{authority}")
             .parse()
             .map_err(|_| bad("host and port cannot be read"))?;
@@ -70,6 +74,16 @@ impl FromStr for Endpoint {
             "https" | "grpcs" => Ok(Endpoint::Https(authority.to_owned())),
             _ => Err(bad("its scheme is not known")),
         }
+    }
+}
+
+/// A text that may be an address, fit for logs: whatever stands where user name and password would is struck out.
+pub fn redacted(text: &str) -> String {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    match rest.rsplit_once('@') {
+        Some((_, host)) if scheme.is_empty() => format!("***@{host}"),
+        Some((_, host)) => format!("{scheme}://***@{host}"),
+        None => text.to_owned(),
     }
 }
 
@@ -101,6 +115,8 @@ impl Endpoint {
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true)
+            // A scheduler sends a trailer per lease; the default of 16 KiB is full at some thirty leases.
+            .http2_max_header_list_size(1 << 20)
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(8 << 20);
         match self {
@@ -147,6 +163,20 @@ mod tests {
             "unix:///a/b".parse::<Endpoint>().unwrap(),
             Endpoint::Unix("/a/b".into())
         );
+    }
+
+    #[test]
+    fn secrets_stay_out_of_messages() {
+        for text in [
+            "http://me:secret@h:1",
+            "me:secret@h:1",
+            "ftp://secret@h",
+            "http://a:secret@b@h:1",
+        ] {
+            let error = text.parse::<Endpoint>().unwrap_err();
+            assert!(!error.to_string().contains("secret"), "{error}");
+            assert!(!redacted(text).contains("secret"));
+        }
     }
 
     #[test]

@@ -1,7 +1,25 @@
-//! What an operator may set.
+//! What an operator may set: one table of [`keys`], filled from flags, the environment, a TOML
+//! [`file`] and defaults, validated as a whole, with the origin of every value.
 
+pub mod daemon;
 pub mod endpoint;
-pub mod owner;
+pub mod file;
+mod host;
+pub mod keys;
 
+pub mod origin;
+pub mod owner;
+pub mod print;
+pub mod settings;
+pub mod units;
+pub mod value;
+
+pub use crate::serve::Listen;
+pub use daemon::{
+    ActionLimits, HostConfig, InputStrategy, LogConfig, Patience, Quota, SandboxLevel,
+    StandaloneConfig, WorkerConfig,
+};
 pub use endpoint::Endpoint;
+pub use origin::{ConfigError, Origin};
 pub use owner::Owner;
+pub use settings::{Host, Settings};

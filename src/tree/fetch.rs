@@ -27,6 +27,21 @@ pub async fn fetch(
     root: Digest,
     limits: TreeLimits,
 ) -> Result<Arc<Tree>, TreeError> {
+    match fetch_known(cas, store, root, limits).await? {
+        (tree, missing) if missing.is_empty() => Ok(tree),
+        (_, missing) => Err(TreeError::Missing(missing)),
+    }
+}
+
+/// Like [`fetch`], but gives what there is of a tree beside the directories that nobody has: for
+/// whoever must name all that is missing from an input root at once. The size of a
+/// tree with holes is not measured.
+pub async fn fetch_known(
+    cas: &Cas,
+    store: &TreeStore,
+    root: Digest,
+    limits: TreeLimits,
+) -> Result<(Arc<Tree>, Vec<MissingBlob>), TreeError> {
     let mut reader = Reader {
         cas,
         store,
@@ -47,17 +62,22 @@ pub async fn fetch(
         level = reader.read_level(level, depth).await?;
         depth += 1;
     }
-    if !reader.missing.is_empty() {
-        return Err(TreeError::Missing(reader.missing));
-    }
-    let directories = reader.directories;
-    let size = measure(&directories, root, limits)?;
-    Ok(Arc::new(Tree {
+    let Reader {
+        directories,
+        missing,
+        ..
+    } = reader;
+    let size = match missing.is_empty() {
+        true => measure(&directories, root, limits)?,
+        false => Size::default(),
+    };
+    let tree = Tree {
         root,
         directories,
         nodes: size.nodes,
         bytes: size.bytes,
-    }))
+    };
+    Ok((Arc::new(tree), missing))
 }
 
 struct Reader<'a> {

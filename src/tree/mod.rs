@@ -21,7 +21,7 @@ pub use build::{BuildError, TreeBuilder};
 pub(crate) use decode::check_name;
 pub use decode::decode;
 pub use disk::{DiskError, DiskTree, from_disk};
-pub use fetch::fetch;
+pub use fetch::{fetch, fetch_known};
 pub use hash::{READ_BUFFER, digest_file};
 pub use lookup::Node;
 pub use store::TreeStore;

@@ -31,9 +31,9 @@ impl LocalStore {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let open = || rustix::fs::open(file, flags, Mode::empty());
         let opened = match open() {
-            // A command may leave a file that its owner may not read. As root this does not happen,
-            // and else there is nothing that a link in its place could lead us to.
-            Err(Errno::ACCESS) => {
+            // A command may leave a file that its owner may not read. Root may read all the same, and
+            // must not follow what could be a link by now; anybody else could be led to nothing new.
+            Err(Errno::ACCESS) if !rustix::process::geteuid().is_root() => {
                 rustix::fs::chmod(file, Mode::RUSR)
                     .map_err(|e| disk("set the mode of", file.display(), e))?;
                 open()
@@ -78,7 +78,7 @@ impl LocalStore {
         let Some(mut claim) = claim else {
             return remove().map_err(|e| failed("remove", e));
         };
-        let _room = LocalStore::reserve(self, digest.size())?;
+        claim.charge(LocalStore::reserve(self, digest.size())?);
         let kind = Kind::of(executable);
         if stat.st_nlink == 1 && stat.st_dev == self.layout.device && own(file, &stat, kind)? {
             let target = BlobName::new(digest, kind);

@@ -3,8 +3,11 @@
 //! digest wait, readers go by what the index says. So a half-written file is never published and
 //! an eviction cannot hit a blob that is being put again.
 
-use super::index::{Files, Slot};
+use std::ops::Deref;
+
+use super::index::{Files, Index, Slot};
 use super::names::Kind;
+use super::room::Reservation;
 use super::{CasError, LocalStore, disk};
 use crate::reapi::Digest;
 
@@ -14,6 +17,8 @@ pub(super) struct Claim<'s> {
     slot: Slot,
     pub(super) digest: Digest,
     pub(super) files: Files,
+    /// Disk bytes promised to what is being made.
+    room: u64,
 }
 
 impl Claim<'_> {
@@ -22,6 +27,10 @@ impl Claim<'_> {
     }
     pub(super) fn remove(&mut self, kind: Kind) {
         self.files = self.files.without(kind);
+    }
+    /// Takes over a promise of room: it ends in the same moment in which the new file is counted.
+    pub(super) fn charge<S: Deref<Target = LocalStore>>(&mut self, room: Reservation<S>) {
+        self.room += room.surrender();
     }
 }
 
@@ -36,6 +45,7 @@ impl Drop for Claim<'_> {
         // In this order: a claimed entry without files is not given back.
         index.set_files(self.slot, files);
         index.set_claimed(self.slot, false);
+        index.reserved = index.reserved.saturating_sub(self.room);
         drop(index);
         self.store.released.notify_all();
     }
@@ -62,6 +72,7 @@ impl LocalStore {
             slot,
             digest,
             files,
+            room: 0,
         })
     }
 
@@ -105,7 +116,7 @@ impl LocalStore {
     /// are absent from now on.
     pub(super) fn claim_oldest(
         &self,
-        index: &mut super::index::Index,
+        index: &mut Index,
         bytes: u64,
         most: usize,
     ) -> Vec<(Slot, Digest, Files)> {

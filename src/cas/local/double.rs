@@ -47,14 +47,14 @@ impl LocalStore {
                 return Ok(true);
             }
             if self.is_empty_blob(digest) {
-                let _room = LocalStore::reserve(self, 0)?;
+                claim.charge(LocalStore::reserve(self, 0)?);
                 self.write_whole(&mut claim, kind, b"")?;
                 return Ok(true);
             }
             let Some(other) = claim.files.kinds().next() else {
                 return Ok(false);
             };
-            let _room = LocalStore::reserve(self, digest.size())?;
+            claim.charge(LocalStore::reserve(self, digest.size())?);
             let done = match self.open_file(digest, other) {
                 Ok(source) => self.copy_file(&mut claim, &source, kind)?,
                 Err(Errno::NOENT) => false,

@@ -424,6 +424,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         /// Against the plainest model there is: a map and a queue.
         #[test]
         fn it_is_a_map_with_a_queue(steps in prop::collection::vec(step(), 0..400)) {

@@ -1,5 +1,5 @@
-//! The store's own directory: who may have it open, which version of the layout it has, and whether
-//! what lies in it may be trusted.
+//! The store's own directory: what is in it, who may have it open, which version of the layout it
+//! has.
 //!
 //! ```text
 //! lock          held with flock(2) by the one process that has the store open
@@ -12,23 +12,18 @@
 //! quarantine/   files whose content was not what their name says
 //! ```
 //!
-//! Blobs are not flushed one by one, so a power loss may leave files of the right length with
-//! wrong content. A kill cannot: the kernel keeps what was written. Hence the rule, by `state`:
-//! `clean` is trusted (everything was flushed before that was written); `open` in this same boot
-//! is trusted; `open` in another boot sends all blobs to `unverified/` by one rename per function.
-//! A blob comes back from there, again by rename, when it has been hashed, so what is still
-//! unverified stays known over any further kill, whatever the clocks say.
+//! Which blobs are unverified, and why, is told in `trust.rs`.
 
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::names::BlobName;
-use super::{CasError, clear, disk};
+use super::{CasError, clear, disk, trust};
 use crate::reapi::DigestFunction;
 
 const VERSION: &str = "boxwright blob store 1\n";
@@ -54,14 +49,7 @@ pub(super) struct Layout {
     trusted: [OwnedFd; 2],
     unverified: [OwnedFd; 2],
     boot: String,
-    _lock: std::fs::File,
-}
-
-/// The id of this boot; `None` where the kernel does not tell.
-pub(super) fn boot_id() -> Option<String> {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    let id = id.trim();
-    (!id.is_empty()).then(|| id.to_owned())
+    lock: std::fs::File,
 }
 
 impl Layout {
@@ -91,21 +79,7 @@ impl Layout {
         };
         folder("unverified", 0o700)?;
 
-        let (state, wrote) = read_state(&top);
-        if state == State::Open && (boot.is_none() || wrote != boot) {
-            tracing::warn!(
-                store = %root.display(),
-                "the machine went down while the blob store was open: its blobs are hashed before their first use"
-            );
-            for function in DigestFunction::ALL {
-                distrust(&top, function)
-                    .map_err(|e| disk("set aside", root.join(function.name()).display(), e))?;
-            }
-        }
-        let boot = boot.unwrap_or_else(|| "unknown".to_owned());
-        write_state(&top, "open", &boot)
-            .map_err(|e| disk("write", root.join("state").display(), e))?;
-
+        let boot = trust::decide(&top, &root, boot)?;
         let functions = |below: &str| -> Result<[OwnedFd; 2], CasError> {
             let [first, second] = DigestFunction::ALL;
             Ok([
@@ -122,7 +96,7 @@ impl Layout {
             device: rustix::fs::fstat(&top)
                 .map_err(|e| disk("examine", root.display(), e))?
                 .st_dev,
-            _lock: lock,
+            lock,
             boot,
             root,
             top,
@@ -167,7 +141,7 @@ impl Layout {
     /// Flushes everything and notes that it was.
     pub(super) fn close(&self) -> io::Result<()> {
         rustix::fs::syncfs(&self.top)?;
-        write_state(&self.top, "clean", &self.boot)
+        trust::write_clean(&self.top, &self.boot)
     }
 
     fn empty(&self, name: &str, folder: impl AsFd) -> Result<(), CasError> {
@@ -181,6 +155,14 @@ impl Layout {
             );
         }
         Ok(())
+    }
+}
+
+impl Drop for Layout {
+    /// Closing the file would do, were it not for children of this process that have its descriptors
+    /// between fork and exec.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
     }
 }
 
@@ -261,7 +243,7 @@ fn check_version(top: &OwnedFd, root: &Path) -> Result<(), CasError> {
     }
 }
 
-fn read_small(top: &OwnedFd, name: &str) -> io::Result<String> {
+pub(super) fn read_small(top: &OwnedFd, name: &str) -> io::Result<String> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::openat(top, name, flags, Mode::empty())?;
     let mut bytes = Vec::new();
@@ -272,7 +254,7 @@ fn read_small(top: &OwnedFd, name: &str) -> io::Result<String> {
 }
 
 /// Replaces a small file so that a power loss leaves the old or the new content.
-fn replace(top: &OwnedFd, name: &str, text: &str) -> io::Result<()> {
+pub(super) fn replace(top: &OwnedFd, name: &str, text: &str) -> io::Result<()> {
     let new = format!("{name}.new");
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -285,30 +267,6 @@ fn replace(top: &OwnedFd, name: &str, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Clean,
-    Open,
-}
-
-/// What cannot be read counts as open in an unknown boot: nothing is trusted then.
-fn read_state(top: &OwnedFd) -> (State, Option<String>) {
-    let text = read_small(top, "state").unwrap_or_default();
-    match text.trim_end().split_once(' ') {
-        Some(("clean", _)) => (State::Clean, None),
-        Some(("open", boot)) => (State::Open, Some(boot.to_owned())),
-        _ => (State::Open, None),
-    }
-}
-
-fn write_state(top: &OwnedFd, state: &str, boot: &str) -> io::Result<()> {
-    let text = format!("{state} {boot}\n");
-    if read_small(top, "state").is_ok_and(|now| now == text) {
-        return Ok(());
-    }
-    replace(top, "state", &text)
-}
-
 fn set_mode(folder: &OwnedFd, mode: u32) -> rustix::io::Result<()> {
     let mode = Mode::from_raw_mode(mode);
     if Mode::from_raw_mode(rustix::fs::fstat(folder)?.st_mode) == mode {
@@ -317,7 +275,7 @@ fn set_mode(folder: &OwnedFd, mode: u32) -> rustix::io::Result<()> {
     rustix::fs::fchmod(folder, mode)
 }
 
-fn make_folder(top: &OwnedFd, path: &str, mode: u32) -> io::Result<OwnedFd> {
+pub(super) fn make_folder(top: &OwnedFd, path: &str, mode: u32) -> io::Result<OwnedFd> {
     match rustix::fs::mkdirat(top, path, Mode::RWXU) {
         // A strange umask may have taken even our own access.
         Ok(()) => rustix::fs::chmodat(top, path, Mode::RWXU, AtFlags::empty())?,
@@ -335,54 +293,6 @@ fn make_folder(top: &OwnedFd, path: &str, mode: u32) -> io::Result<OwnedFd> {
     };
     set_mode(&folder, mode)?;
     Ok(folder)
-}
-
-/// Moves all blobs of a function to `unverified/`.
-fn distrust(top: &OwnedFd, function: DigestFunction) -> io::Result<()> {
-    let from = function.name();
-    let to = format!("unverified/{from}");
-    match rustix::fs::renameat(top, from, top, to.as_str()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        // Some are still there from an earlier power loss.
-        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-        Err(e) => return Err(e.into()),
-    }
-    let from = make_folder(top, from, 0o700)?;
-    let to = make_folder(top, &to, 0o700)?;
-    for shard in Dir::read_from(&from)? {
-        let shard = shard?;
-        let name = shard.file_name();
-        if name == c"." || name == c".." {
-            continue;
-        }
-        match rustix::fs::renameat(&from, name, &to, name) {
-            Ok(()) => continue,
-            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-            // Either of the two is no shard, and nobody's loss.
-            Err(Errno::NOTDIR) => {
-                clear::remove(&to, name)?;
-                rustix::fs::renameat(&from, name, &to, name)?;
-                continue;
-            }
-            Err(Errno::ISDIR) => {
-                clear::remove(&from, name)?;
-                continue;
-            }
-            Err(e) => return Err(e.into()),
-        }
-        let old = clear::open_folder(&from, name)?;
-        let new = clear::open_folder(&to, name)?;
-        for file in Dir::read_from(&old)? {
-            let file = file?;
-            let name = file.file_name();
-            if name != c"." && name != c".." {
-                if rustix::fs::renameat(&old, name, &new, name).is_err() {
-                    clear::remove(&old, name)?;
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Whether the file belongs to the owner of files that this process makes.

@@ -2,8 +2,8 @@
 //!
 //! Promises: a blob that is here is whole and is what its digest says, after `kill -9` at any moment
 //! as well as after a power loss; a pinned blob stays; the quota and the floor of free space are
-//! kept; no file is flushed on its own. One file here for each of these subjects: `layout` (the directory, the
-//! lock, what is trusted after a crash), `scan` (opening), `index` (memory), `claim` (who may change a
+//! kept; no file is flushed on its own. One file here for each of these subjects: `layout` (the directory and its
+//! lock), `trust` (what is believed after a crash), `scan` (opening), `index` (memory), `claim` (who may change a
 //! digest's files), `put`, `writer`, `adopt` (blobs coming in), `read`, `double` (blobs
 //! going out), `room` (eviction), `verify` and `quarantine` (blobs gone bad).
 //!
@@ -23,6 +23,7 @@ mod read;
 mod room;
 mod scan;
 mod temp;
+mod trust;
 mod verify;
 mod writer;
 
@@ -115,7 +116,7 @@ impl LocalStore {
     /// Opens or creates the store, rebuilding the index from the directory. A second process on the same
     /// directory is refused.
     pub fn open(config: StoreConfig) -> Result<Arc<Self>, CasError> {
-        Self::open_in_boot(config, layout::boot_id())
+        Self::open_in_boot(config, trust::boot_id())
     }
 
     fn open_in_boot(config: StoreConfig, boot: Option<String>) -> Result<Arc<Self>, CasError> {

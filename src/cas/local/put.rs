@@ -65,7 +65,7 @@ impl LocalStore {
         let Some(mut claim) = self.claim_absent(digest)? else {
             return Ok(());
         };
-        let _room = LocalStore::reserve(self, digest.size())?;
+        claim.charge(LocalStore::reserve(self, digest.size())?);
         self.write_whole(&mut claim, Kind::of(executable), data)
     }
 

@@ -33,8 +33,18 @@ pub(super) struct Reservation<S: Deref<Target = LocalStore>> {
     bytes: u64,
 }
 
+impl<S: Deref<Target = LocalStore>> Reservation<S> {
+    /// Leaves the promise to the caller, who ends it.
+    pub(super) fn surrender(mut self) -> u64 {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
 impl<S: Deref<Target = LocalStore>> Drop for Reservation<S> {
     fn drop(&mut self) {
+        if self.bytes == 0 {
+            return;
+        }
         let mut index = self.store.index.lock();
         index.reserved = index.reserved.saturating_sub(self.bytes);
     }

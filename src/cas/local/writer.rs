@@ -25,7 +25,7 @@ pub struct BlobWriter {
 
 enum Sink {
     Memory(Vec<u8>),
-    // In this order: the file goes first, then its claim to room.
+    // In this order: the file goes first, then the room for it.
     File(TempFile<Arc<LocalStore>>, Reservation<Arc<LocalStore>>),
 }
 
@@ -104,8 +104,11 @@ impl BlobWriter {
                 self.store
                     .put_verified(self.digest, &bytes, self.kind == Kind::Executable)
             }
-            Sink::File(temp, _room) => match self.store.claim_absent(self.digest)? {
-                Some(mut claim) => temp.publish(&mut claim),
+            Sink::File(temp, room) => match self.store.claim_absent(self.digest)? {
+                Some(mut claim) => {
+                    claim.charge(room);
+                    temp.publish(&mut claim)
+                }
                 None => Ok(()),
             },
         }

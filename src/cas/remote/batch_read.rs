@@ -157,7 +157,7 @@ async fn one_call(cas: &RemoteCas, batch: Batch, zstd: bool) -> Result<(Batch, O
     let message = re::BatchReadBlobsRequest {
         instance_name: cas.inner.config.instance.clone(),
         digests: batch.digests.iter().map(|d| d.to_proto()).collect(),
-        // IDENTITY "MUST be supported" and needs no mention.
+        // Unpacked bytes are always acceptable and need no mention.
         acceptable_compressors: match zstd {
             true => vec![re::compressor::Value::Zstd as i32],
             false => Vec::new(),
@@ -167,7 +167,7 @@ async fn one_call(cas: &RemoteCas, batch: Batch, zstd: bool) -> Result<(Batch, O
     let size: u64 = batch.digests.iter().map(|d| d.size()).sum();
     let load = match size {
         0..=VERIFIED_IN_PLACE => Load::Light,
-        _ => Load::Bulk,
+        _ => Load::Down,
     };
     let answer = cas
         .unary(CALL, load, |channel| {

@@ -107,11 +107,7 @@ async fn one_call(cas: &RemoteCas, batch: Batch, zstd: bool) -> Result<Option<Ba
         requests,
         digest_function: function.to_proto() as i32,
     };
-    let load = if size <= LIGHT {
-        Load::Light
-    } else {
-        Load::Bulk
-    };
+    let load = if size <= LIGHT { Load::Light } else { Load::Up };
     let answer = cas
         .unary(CALL, load, |channel| {
             let request = cas.unary_request(message.clone());

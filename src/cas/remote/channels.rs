@@ -1,5 +1,8 @@
-//! Connections to one remote: one for small calls, so that they never queue behind bulk data, and a
-//! few for bulk data, made when they are first needed at the same time.
+//! Connections to one remote: one for small calls, so that they never queue behind bulk data, and two
+//! for bulk data in each direction, made when they are first needed at the same time.
+//!
+//! The directions are apart because calls of one connection share its HTTP/2 window: an upload that the
+//! server does not take in would hold up the requests of all downloads beside it.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,22 +11,25 @@ use tonic::transport::Channel;
 
 use crate::config::Endpoint;
 
-const BULK_CONNECTIONS: usize = 3;
+const BULK_CONNECTIONS: usize = 2;
 
 /// What a call carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Load {
     /// A few kilobytes.
     Light,
-    /// Up to megabytes, or a stream.
-    Bulk,
+    /// Megabytes from the remote, or a stream.
+    Down,
+    /// Megabytes to the remote, or a stream.
+    Up,
 }
 
 /// The connections. Each connects when first used and again after it was lost.
 pub(super) struct Channels {
     endpoint: Endpoint,
     light: Slot,
-    bulk: [Slot; BULK_CONNECTIONS],
+    down: [Slot; BULK_CONNECTIONS],
+    up: [Slot; BULK_CONNECTIONS],
 }
 
 #[derive(Default)]
@@ -50,21 +56,23 @@ impl Channels {
         Channels {
             endpoint,
             light: Slot::default(),
-            bulk: Default::default(),
+            down: Default::default(),
+            up: Default::default(),
         }
     }
 
     /// The least busy connection for such a load; the earliest among equals, so that sequential
     /// calls share one.
     pub(super) fn borrow(&self, load: Load) -> Loan<'_> {
-        let slot = match load {
-            Load::Light => &self.light,
-            Load::Bulk => self
-                .bulk
-                .iter()
-                .min_by_key(|slot| slot.calls.load(Ordering::Relaxed))
-                .unwrap_or(&self.light),
+        let slots = match load {
+            Load::Light => std::slice::from_ref(&self.light),
+            Load::Down => &self.down,
+            Load::Up => &self.up,
         };
+        let slot = slots
+            .iter()
+            .min_by_key(|slot| slot.calls.load(Ordering::Relaxed))
+            .unwrap_or(&self.light);
         slot.calls.fetch_add(1, Ordering::Relaxed);
         let channel = slot.channel.get_or_init(|| self.endpoint.channel()).clone();
         Loan { slot, channel }
@@ -78,17 +86,18 @@ mod tests {
     #[tokio::test]
     async fn bulk_calls_spread_only_when_they_overlap() {
         let channels = Channels::new(Endpoint::Http("127.0.0.1:1".into()));
-        drop(channels.borrow(Load::Bulk));
-        drop(channels.borrow(Load::Bulk));
-        let made = |c: &Channels| c.bulk.iter().filter(|s| s.channel.get().is_some()).count();
+        drop(channels.borrow(Load::Down));
+        drop(channels.borrow(Load::Down));
+        let made = |c: &Channels| c.down.iter().filter(|s| s.channel.get().is_some()).count();
         assert_eq!(made(&channels), 1);
-        let loans: Vec<_> = (0..5).map(|_| channels.borrow(Load::Bulk)).collect();
+        let loans: Vec<_> = (0..5).map(|_| channels.borrow(Load::Down)).collect();
         assert_eq!(made(&channels), BULK_CONNECTIONS);
         assert!(channels.light.channel.get().is_none());
+        assert!(channels.up.iter().all(|s| s.channel.get().is_none()));
         drop(loans);
         assert!(
             channels
-                .bulk
+                .down
                 .iter()
                 .all(|s| s.calls.load(Ordering::Relaxed) == 0)
         );

@@ -2,7 +2,7 @@
 //!
 //! A try that moved the blob on by a good piece gives all tries back, so that a 4 GiB blob survives
 //! many broken connections, while a server that breaks every stream at once is given up on. The offset counts
-//! bytes of the blob, also where zstd travels: REAPI lets `read_offset` "refer to the uncompressed data".
+//! bytes of the blob, also where zstd travels.
 
 use std::time::Duration;
 
@@ -122,7 +122,7 @@ async fn one_try(
                 .map_err(|e| Failure::Damaged(Status::data_loss(e.to_string())))?,
         ),
     };
-    let loan = cas.inner.channels.borrow(Load::Bulk);
+    let loan = cas.inner.channels.borrow(Load::Down);
     let mut client = stream_client(loan.channel.clone());
     let mut stream = cas
         .in_time("no answer", client.read(cas.request(message)))

@@ -209,8 +209,7 @@ impl Upload<'_> {
         let size = self.digest.size();
         match (self.compressor, u64::try_from(committed)) {
             (_, Ok(committed)) if committed == size => Known::All,
-            // "For compressed uploads, a response with a committed_size of -1" means that the
-            // blob is there already. Other positive sizes count packed bytes, which only the
+            // -1 is the answer to a packed upload of a blob that is there already. Other positive sizes count packed bytes, which only the
             // server's own verification can judge: it answers OK for whole blobs only.
             (Compressor::Zstd, Err(_)) if committed == -1 => Known::All,
             (Compressor::Zstd, Ok(1..)) => Known::All,
@@ -278,7 +277,7 @@ impl Upload<'_> {
             }
         });
         let result = {
-            let loan = self.cas.inner.channels.borrow(Load::Bulk);
+            let loan = self.cas.inner.channels.borrow(Load::Up);
             let mut client = stream_client(loan.channel.clone());
             let call = client.write(self.cas.request(chunks));
             tokio::pin!(call);
@@ -328,7 +327,7 @@ impl Wire {
     fn send(&mut self, data: Bytes, finish_write: bool) -> bool {
         let length = data.len() as u64;
         let message = WriteRequest {
-            // "must be set on the first WriteRequest": later ones may leave it out.
+            // ByteStream wants it in the first message only.
             resource_name: std::mem::take(&mut self.name),
             write_offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
             finish_write,

@@ -71,7 +71,7 @@ async fn one_try(cas: &RemoteCas, root: Digest, so_far: &mut Received) -> Result
         page_token: so_far.next_page.clone(),
         digest_function: root.function().to_proto() as i32,
     };
-    let loan = cas.inner.channels.borrow(Load::Bulk);
+    let loan = cas.inner.channels.borrow(Load::Down);
     let mut client = cas_client(loan.channel.clone());
     let mut stream = cas
         .in_time("no answer", client.get_tree(cas.request(message)))

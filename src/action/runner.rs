@@ -1,0 +1,434 @@
+//! The line that every action goes through. Each phase is a method; what a phase learns is handed
+//! to the next as data, and the first phase that fails ends the action with its class.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::publish::{self, Stream};
+use super::resolve::{self, Resolved};
+use super::{Ending, Finished, LiveOutput, Settings};
+use crate::cas::Cas;
+use crate::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
+use crate::observe::{self, ActionRecord};
+use crate::outputs::{self, CollectRequest, Collected, OutputError};
+use crate::reapi::proto::re;
+use crate::reapi::{Digest, DigestFunction, time};
+use crate::sandbox::{CommandSpec, End, Outcome, Sandbox, StreamSpec};
+use crate::scheduler::Lease;
+use crate::tree::TreeStore;
+
+/// How many bytes of a stream are kept in memory before it goes to a file.
+const STREAM_MEMORY: usize = 64 << 10;
+
+/// What a runner is made of.
+pub struct RunnerParts {
+    /// Where blobs are.
+    pub cas: Cas,
+    /// Decoded directories, shared by all actions.
+    pub trees: Arc<TreeStore>,
+    /// How input roots are made visible.
+    pub inputs: Arc<dyn InputRoots>,
+    /// What runs commands.
+    pub sandbox: Arc<dyn Sandbox>,
+    /// The operator's decisions.
+    pub settings: Settings,
+    /// The worker's name in results.
+    pub worker_name: String,
+    /// Who takes output while it is written.
+    pub live: Option<Arc<dyn LiveOutput>>,
+    /// How many slots there are.
+    pub slots: usize,
+}
+
+/// Runs actions, one per slot at a time.
+pub struct Runner {
+    parts: RunnerParts,
+    /// Per slot: the removal of its last input root, which goes on after the result was handed out.
+    removals: Vec<tokio::sync::Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// Tells the scheduler how far an action is.
+pub type Progress<'a> = &'a (dyn Fn(re::ExecutedActionMetadata) + Send + Sync);
+
+/// What is being found out about an action on its way.
+struct Journey<'a> {
+    lease: &'a Lease,
+    slot: usize,
+    cancel: &'a CancellationToken,
+    progress: Progress<'a>,
+    metadata: re::ExecutedActionMetadata,
+    record: ActionRecord,
+}
+
+impl Runner {
+    /// Joins the parts.
+    pub fn new(parts: RunnerParts) -> Self {
+        let removals = (0..parts.slots)
+            .map(|_| tokio::sync::Mutex::default())
+            .collect();
+        Runner { parts, removals }
+    }
+
+    /// Runs one leased action in a free slot. When this returns no process of the action is left.
+    pub async fn run(
+        &self,
+        lease: &Lease,
+        slot: usize,
+        cancel: &CancellationToken,
+        progress: Progress<'_>,
+    ) -> Finished {
+        let mut journey = Journey {
+            lease,
+            slot,
+            cancel,
+            progress,
+            metadata: re::ExecutedActionMetadata {
+                worker: self.parts.worker_name.clone(),
+                worker_start_timestamp: Some(time::now()),
+                ..lease.metadata.clone()
+            },
+            record: ActionRecord::of(lease, slot),
+        };
+        let begun = Instant::now();
+        let finished = match self.phases(&mut journey).await {
+            Ok(finished) => finished,
+            Err(ending) => Finished::without_result(ending),
+        };
+        journey.record.total = begun.elapsed();
+        journey.record.ending = finished.ending.clone();
+        observe::action_line(&journey.record);
+        finished
+    }
+
+    /// Waits until every input root is taken down. To be called once nothing runs any more.
+    pub async fn settle(&self) {
+        for removal in &self.removals {
+            if let Some(task) = removal.lock().await.take() {
+                let _ = task.await;
+            }
+        }
+    }
+
+    async fn phases(&self, journey: &mut Journey<'_>) -> Result<Finished, Ending> {
+        let cancel = journey.cancel;
+        let resolved = or_cancelled(cancel, self.resolve(journey)).await?;
+        let staged = or_cancelled(cancel, self.stage(journey, &resolved)).await?;
+        let outcome = self.execute(journey, &resolved, staged.as_ref()).await;
+        let finished = match outcome {
+            Ok(outcome) => {
+                or_cancelled(
+                    cancel,
+                    self.publish(journey, &resolved, staged.as_ref(), outcome),
+                )
+                .await
+            }
+            Err(ending) => Err(ending),
+        };
+        self.remove(journey.slot, staged).await;
+        finished
+    }
+
+    async fn resolve(&self, journey: &mut Journey<'_>) -> Result<Resolved, Ending> {
+        journey.metadata.input_fetch_start_timestamp = Some(time::now());
+        let parts = &self.parts;
+        let begun = Instant::now();
+        let resolved = resolve::resolve(
+            journey.lease,
+            &parts.cas,
+            &parts.trees,
+            &parts.settings,
+            parts.sandbox.level(),
+        )
+        .await?;
+        journey.record.digest = Some(resolved.digest);
+        journey.record.resolve = begun.elapsed();
+        Ok(resolved)
+    }
+
+    async fn stage(
+        &self,
+        journey: &mut Journey<'_>,
+        resolved: &Resolved,
+    ) -> Result<Box<dyn StagedRoot>, Ending> {
+        (journey.progress)(journey.metadata.clone());
+        // The slot's user owned the last root too: it must be gone before this user comes back.
+        if let Some(task) = self.removals[journey.slot].lock().await.take() {
+            let _ = task.await;
+        }
+        let begun = Instant::now();
+        let request = StageRequest {
+            name: format!("{}-{}", journey.slot, uuid::Uuid::new_v4().simple()),
+            tree: resolved.tree.clone(),
+            directories: resolved.command.directories.clone(),
+            owner: self.parts.sandbox.owner(journey.slot),
+        };
+        let staged = self
+            .parts
+            .inputs
+            .stage(request)
+            .await
+            .map_err(from_inputs)?;
+        journey.record.stage = begun.elapsed();
+        journey.record.input_files = resolved.tree.nodes;
+        journey.record.input_bytes = resolved.tree.bytes;
+        journey.metadata.input_fetch_completed_timestamp = Some(time::now());
+        Ok(staged)
+    }
+
+    async fn execute(
+        &self,
+        journey: &mut Journey<'_>,
+        resolved: &Resolved,
+        staged: &dyn StagedRoot,
+    ) -> Result<Outcome, Ending> {
+        journey.metadata.execution_start_timestamp = Some(time::now());
+        (journey.progress)(journey.metadata.clone());
+        let settings = &self.parts.settings;
+        let stream = |name: &str| StreamSpec {
+            memory: STREAM_MEMORY,
+            keep: settings.keep_output,
+            spill_dir: settings.scratch.clone(),
+            live: match &self.parts.live {
+                Some(live) if !name.is_empty() => live.open(name),
+                _ => None,
+            },
+        };
+        let spec = CommandSpec {
+            argv: resolved.command.argv.clone(),
+            env: resolved.command.env.clone(),
+            root: staged.path().to_owned(),
+            cwd: (&resolved.command.working_directory).into(),
+            timeout: resolved.timeout,
+            grace: settings.grace,
+            limits: settings.limits.clone(),
+            stdout: stream(&journey.lease.stdout_stream),
+            stderr: stream(&journey.lease.stderr_stream),
+        };
+        let outcome = self
+            .parts
+            .sandbox
+            .run(journey.slot, spec, journey.cancel.clone())
+            .await
+            .map_err(|e| Ending::Infrastructure(e.to_string()))?;
+        let metadata = &mut journey.metadata;
+        metadata.execution_start_timestamp = Some(time::timestamp(outcome.started));
+        metadata.execution_completed_timestamp = Some(time::timestamp(outcome.finished));
+        let ran = outcome
+            .finished
+            .duration_since(outcome.started)
+            .unwrap_or_default();
+        metadata.virtual_execution_duration = Some(time::duration(ran));
+        journey.record.execute = ran;
+        journey.record.usage = outcome.usage;
+        (journey.progress)(metadata.clone());
+        Ok(outcome)
+    }
+
+    /// Collects and uploads. A command that was cut short by its timeout has a partial result; one that was
+    /// cancelled has none.
+    async fn publish(
+        &self,
+        journey: &mut Journey<'_>,
+        resolved: &Resolved,
+        staged: &dyn StagedRoot,
+        outcome: Outcome,
+    ) -> Result<Finished, Ending> {
+        if outcome.end == End::Cancelled {
+            discard(outcome);
+            return Err(Ending::Cancelled);
+        }
+        let begun = Instant::now();
+        journey.metadata.output_upload_start_timestamp = Some(time::now());
+        let function = journey.lease.function;
+        let (ending, exit_code, notice) = conclude(&outcome, resolved);
+        let request = CollectRequest {
+            root: staged.path().to_owned(),
+            outputs: resolved.command.outputs.clone(),
+            format: resolved.command.format,
+            node_properties: resolved.command.node_properties.clone(),
+            function,
+            limits: self.parts.settings.output_limits,
+        };
+        let gathered = self.gather(request, function, outcome, notice).await?;
+        let Gathered {
+            collected,
+            stdout,
+            stderr,
+        } = gathered;
+        // What cannot be an output is the command's fault: its streams are still worth reading.
+        let (mut collected, ending) = match collected {
+            Ok(collected) => (collected, ending),
+            Err(refused @ OutputError::Refused { .. }) => (
+                Collected::default(),
+                Ending::BadRequest(refused.to_string()),
+            ),
+            Err(error) => return Err(Ending::Infrastructure(error.to_string())),
+        };
+        let streams = [stdout.digest, stderr.digest];
+        let blobs: Vec<Digest> = collected
+            .blobs
+            .iter()
+            .copied()
+            .chain(streams.into_iter().flatten())
+            .collect();
+        self.parts
+            .cas
+            .publish(&blobs)
+            .await
+            .map_err(|e| Ending::Infrastructure(e.to_string()))?;
+        journey.record.publish = begun.elapsed();
+        journey.record.output_blobs = blobs.len() as u64;
+        journey.record.output_bytes = blobs.iter().map(|b| b.size()).sum();
+
+        let mut metadata = journey.metadata.clone();
+        let now = Some(time::now());
+        metadata.output_upload_completed_timestamp = now;
+        metadata.worker_completed_timestamp = now;
+        let result = re::ActionResult {
+            exit_code,
+            stdout_raw: stdout.raw,
+            stdout_digest: stdout.digest.map(Digest::to_proto),
+            stderr_raw: stderr.raw,
+            stderr_digest: stderr.digest.map(Digest::to_proto),
+            execution_metadata: Some(metadata),
+            ..std::mem::take(&mut collected.result)
+        };
+        Ok(Finished {
+            cacheable: ending == Ending::Exited(0) && !resolved.do_not_cache,
+            message: String::new(),
+            details: Vec::new(),
+            result: Some(result),
+            ending,
+        })
+    }
+
+    /// The disk work of collecting, on a blocking thread.
+    async fn gather(
+        &self,
+        request: CollectRequest,
+        function: DigestFunction,
+        outcome: Outcome,
+        notice: String,
+    ) -> Result<Gathered, Ending> {
+        let store = self.parts.cas.local().clone();
+        let (keep, inline) = (
+            self.parts.settings.keep_output,
+            self.parts.settings.inline_output,
+        );
+        let work = move || {
+            let stream = |captured, dropped, notice: &str| {
+                let notice = publish::cut_notice(dropped, keep) + notice;
+                publish::keep_stream(&store, function, captured, &notice, inline)
+                    .map_err(|e| Ending::Infrastructure(e.to_string()))
+            };
+            Ok(Gathered {
+                stdout: stream(outcome.stdout, outcome.stdout_dropped, "")?,
+                stderr: stream(outcome.stderr, outcome.stderr_dropped, &notice)?,
+                collected: outputs::collect(&store, &request),
+            })
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .unwrap_or_else(|e| Err(Ending::Infrastructure(format!("collecting outputs: {e}"))))
+    }
+
+    async fn remove(&self, slot: usize, staged: Box<dyn StagedRoot>) {
+        let task = tokio::spawn(async move {
+            let path = staged.path().display().to_string();
+            if let Err(error) = staged.remove().await {
+                tracing::warn!(%path, %error, "an input root could not be removed; it goes at the next start");
+            }
+        });
+        *self.removals[slot].lock().await = Some(task);
+    }
+}
+
+struct Gathered {
+    collected: Result<Collected, OutputError>,
+    stdout: Stream,
+    stderr: Stream,
+}
+
+/// A phase that may be dropped midway, dropped when the action is cancelled.
+async fn or_cancelled<T>(
+    cancel: &CancellationToken,
+    phase: impl Future<Output = Result<T, Ending>>,
+) -> Result<T, Ending> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Ending::Cancelled),
+        done = phase => done,
+    }
+}
+
+/// The class of an end, the exit code for the result, and what the reader of standard error should know.
+fn conclude(outcome: &Outcome, resolved: &Resolved) -> (Ending, i32, String) {
+    match &outcome.end {
+        End::Exited(code) => (Ending::Exited(*code), *code, String::new()),
+        // What a shell reports for a command that a signal killed.
+        End::Signalled(signal) => (Ending::Signalled(*signal), 128 + signal, String::new()),
+        End::NotStarted { code, message } => (
+            Ending::Exited(*code),
+            *code,
+            format!("boxwright: {message}\n"),
+        ),
+        End::TimedOut => {
+            let after = resolved.timeout.unwrap_or_default();
+            let notice = format!(
+                "\nboxwright: the command was killed after its timeout of {} s\n",
+                after.as_secs_f64()
+            );
+            (
+                Ending::TimedOut {
+                    after: after.as_secs(),
+                },
+                128 + libc::SIGKILL,
+                notice,
+            )
+        }
+        End::Cancelled => (Ending::Cancelled, 128 + libc::SIGTERM, String::new()),
+    }
+}
+
+/// Files of a stream that nobody will read.
+fn discard(outcome: Outcome) {
+    for stream in [outcome.stdout, outcome.stderr] {
+        if let crate::sandbox::Captured::File { path, .. } = stream {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn from_inputs(error: InputError) -> Ending {
+    match error {
+        InputError::Missing(missing) => Ending::MissingInputs(missing),
+        InputError::Directory { .. } => Ending::BadRequest(error.to_string()),
+        InputError::Disk { .. } => Ending::Infrastructure(error.to_string()),
+        InputError::Cas(error) => resolve::from_cas(error, |_| "an input file".to_owned()),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    pub(in crate::action) fn settings() -> Settings {
+        Settings {
+            tree_limits: Default::default(),
+            output_limits: Default::default(),
+            default_timeout: None,
+            max_timeout: None,
+            grace: Duration::from_secs(1),
+            keep_output: 1 << 20,
+            inline_output: 1024,
+            limits: Default::default(),
+            platform: Vec::new(),
+            ignored_properties: Vec::new(),
+            scratch: std::env::temp_dir(),
+        }
+    }
+}

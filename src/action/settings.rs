@@ -1,0 +1,35 @@
+//! What the operator decided about every action.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::outputs::OutputLimits;
+use crate::sandbox::Limits;
+use crate::tree::TreeLimits;
+
+/// The operator's decisions.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How large an input tree may be.
+    pub tree_limits: TreeLimits,
+    /// How much a command may leave behind.
+    pub output_limits: OutputLimits,
+    /// For actions that name no timeout; `None` lets them run for ever.
+    pub default_timeout: Option<Duration>,
+    /// Actions that ask for more are refused; `None` grants any.
+    pub max_timeout: Option<Duration>,
+    /// Between SIGTERM and SIGKILL.
+    pub grace: Duration,
+    /// Bytes kept of each output stream; the rest is dropped and said to be.
+    pub keep_output: u64,
+    /// Output streams of at most this many bytes travel inside the result, larger ones as blobs.
+    pub inline_output: usize,
+    /// Resource limits of every command.
+    pub limits: Limits,
+    /// The properties that this worker offers, as key and value; a key may have several values.
+    pub platform: Vec<(String, String)>,
+    /// Properties that an action may carry and that are then ignored, because the operator said so.
+    pub ignored_properties: Vec<String>,
+    /// Where output streams go that do not fit in memory: on the local store's file system.
+    pub scratch: PathBuf,
+}

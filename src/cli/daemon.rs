@@ -1,0 +1,316 @@
+//! What `worker`, `standalone` and the standalone of `run` have in common: the parts that run actions, in
+//! the order in which they must start.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use super::exit::{Exit, Failure, of_disk};
+use crate::action::{self, Finished, LiveOutput, Runner, RunnerParts};
+use crate::cas::{BlobSource, Cas, LocalStore, StoreConfig};
+use crate::config::units::rough_size;
+use crate::config::{ConfigError, HostConfig, InputStrategy, Quota, SandboxLevel, Settings, print};
+use crate::inputs::staged::Staged;
+use crate::outputs::OutputLimits;
+use crate::sandbox::process::{Launchers, ProcessSandbox};
+use crate::sandbox::{Limits, Sandbox};
+use crate::scheduler::{Lease, Scheduler};
+use crate::tree::{TreeLimits, TreeStore};
+use crate::worker::{self, Progress, RunAction, Stop, Worker, WorkerEnd};
+
+/// The blob store, below the state directory.
+pub(super) const STORE: &str = "cas";
+/// The input roots, on the same file system.
+const INPUTS: &str = "inputs";
+/// Bytes of decoded Directory messages that are kept between actions.
+const TREES: u64 = 12 << 20;
+
+/// Answers `--check-config` and `--print-config`; `None` if there is a daemon to run.
+pub(super) fn answer<C>(
+    source: &super::settings::Source,
+    settings: &Settings,
+    config: Result<C, ConfigError>,
+) -> Result<Option<C>, Failure> {
+    if source.print_config {
+        print!("{}", print::render(settings));
+    }
+    let config = config?;
+    if source.check_config && !source.print_config {
+        println!("the configuration is good");
+    }
+    Ok((!source.check_config && !source.print_config).then_some(config))
+}
+
+/// Starts the launchers; before any thread exists.
+pub(super) fn launchers(host: &HostConfig) -> Result<Launchers, Failure> {
+    let SandboxLevel::Process = host.sandbox;
+    Launchers::start(host.slots).map_err(|e| Failure::new(Exit::Software, e))
+}
+
+/// The threads of a daemon: few, for they mostly wait, and with small stacks.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(processors.clamp(2, 4))
+        .max_blocking_threads(16)
+        .thread_stack_size(1 << 20)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::Software, format!("cannot start threads: {e}")))
+}
+
+/// Opens the local CAS below the state directory.
+pub(super) fn store(host: &HostConfig) -> Result<Arc<LocalStore>, Failure> {
+    let dir = &host.state_dir;
+    let failed = |e: std::io::Error| {
+        let text = format!(
+            "cannot use state directory {}: {e}; give another one with --state-dir",
+            dir.display()
+        );
+        Failure::new(of_disk(&e), text)
+    };
+    // Slots of a root daemon run as other users, who must get through to their input roots.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(dir)
+        .map_err(failed)?;
+    let disk = rustix::fs::statvfs(dir).map_err(|e| failed(e.into()))?;
+    let total = disk.f_blocks.saturating_mul(disk.f_frsize);
+    let config = store_config(dir, &host.quota, total)?;
+    let store = LocalStore::open(config).map_err(|error| match &error {
+        crate::cas::CasError::Disk { action, .. } if action.contains("lock") => {
+            Failure::new(Exit::TryAgain, error)
+        }
+        _ => error.into(),
+    })?;
+    Ok(store)
+}
+
+fn store_config(dir: &Path, quota: &Quota, total: u64) -> Result<StoreConfig, Failure> {
+    let (high, low) = (quota.high.of(total), quota.low.of(total));
+    if low >= high {
+        let text = format!(
+            "cas-quota-low ({}) is not below cas-quota-high ({}) on this file system of {}",
+            quota.low,
+            quota.high,
+            rough_size(total)
+        );
+        return Err(Failure::new(Exit::Config, text));
+    }
+    Ok(StoreConfig {
+        root: dir.join(STORE),
+        high_water: high,
+        low_water: low,
+        free_floor: quota.floor.of(total),
+    })
+}
+
+/// The parts that run actions.
+pub(super) struct Engine {
+    runner: Arc<Runner>,
+    store: Arc<LocalStore>,
+    slots: usize,
+}
+
+impl Engine {
+    /// Puts the parts together; within a runtime. What is not local comes from `source`.
+    pub(super) fn new(
+        host: &HostConfig,
+        store: Arc<LocalStore>,
+        launchers: Launchers,
+        source: Option<Arc<dyn BlobSource>>,
+        live: Option<Arc<dyn LiveOutput>>,
+    ) -> Result<Self, Failure> {
+        let broken = |e: &dyn std::fmt::Display| Failure::new(Exit::Software, e);
+        let sandbox = ProcessSandbox::new(launchers, host.first_uid).map_err(|e| broken(&e))?;
+        let cas = Cas::new(store.clone(), source);
+        let inputs = match host.inputs {
+            InputStrategy::Staged => Staged::new(cas.clone(), host.state_dir.join(INPUTS)),
+        };
+        let inputs = inputs.map_err(|e| broken(&e))?;
+        log(host, &store, &sandbox);
+        let runner = Runner::new(RunnerParts {
+            cas,
+            trees: Arc::new(TreeStore::new(TREES)),
+            inputs: Arc::new(inputs),
+            sandbox: Arc::new(sandbox),
+            settings: settings(host, &store),
+            worker_name: host.name.clone(),
+            live,
+            slots: host.slots,
+        });
+        Ok(Engine {
+            runner: Arc::new(runner),
+            store,
+            slots: host.slots,
+        })
+    }
+
+    /// Works for the scheduler until somebody stops it.
+    pub(super) async fn work(
+        &self,
+        scheduler: Arc<dyn Scheduler>,
+        stop_after: Option<u64>,
+        stop: tokio::sync::mpsc::Receiver<Stop>,
+    ) -> WorkerEnd {
+        let settings = worker::Settings {
+            slots: self.slots,
+            stop_after,
+            ..worker::Settings::default()
+        };
+        let runner: Arc<dyn RunAction> = Arc::new(Slots(self.runner.clone()));
+        Worker::new(scheduler, runner, settings).run(stop).await
+    }
+
+    /// Leaves everything in order.
+    pub(super) async fn close(self) -> Result<(), Failure> {
+        self.runner.settle().await;
+        super::blobs::blocking(move || Ok(self.store.close()?)).await
+    }
+}
+
+/// The runner, as the worker knows it.
+struct Slots(Arc<Runner>);
+
+#[async_trait]
+impl RunAction for Slots {
+    async fn run(
+        &self,
+        lease: &Lease,
+        slot: usize,
+        cancel: &CancellationToken,
+        progress: Progress<'_>,
+    ) -> Finished {
+        self.0.run(lease, slot, cancel, progress).await
+    }
+}
+
+fn settings(host: &HostConfig, store: &LocalStore) -> action::Settings {
+    let limits = &host.limits;
+    action::Settings {
+        tree_limits: TreeLimits {
+            nodes: limits.input_nodes,
+            bytes: limits.input_bytes,
+            ..TreeLimits::default()
+        },
+        output_limits: OutputLimits {
+            nodes: limits.output_nodes,
+            bytes: limits.output_bytes,
+            ..OutputLimits::default()
+        },
+        default_timeout: limits.default_timeout,
+        max_timeout: limits.max_timeout,
+        grace: limits.kill_grace,
+        keep_output: limits.keep_output,
+        // At most 1 MiB, as validated.
+        inline_output: limits.inline_output as usize,
+        limits: Limits {
+            open_files: limits.open_files,
+            file_size: limits.file_size,
+            processes: limits.processes,
+        },
+        platform: host.platform.clone(),
+        ignored_properties: host.ignored_properties.clone(),
+        scratch: store.scratch().to_owned(),
+    }
+}
+
+/// Says in plain words what this daemon is and does.
+fn log(host: &HostConfig, store: &LocalStore, sandbox: &dyn Sandbox) {
+    let pairs: Vec<String> = host
+        .platform
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    tracing::info!(
+        "boxwright {}: worker {} with {} slots offers {}",
+        env!("CARGO_PKG_VERSION"),
+        host.name,
+        host.slots,
+        pairs.join(" ")
+    );
+    let users = match sandbox.owner(0) {
+        Some(first) => format!(
+            "as users {} to {}",
+            first.uid,
+            u64::from(first.uid) + host.slots as u64 - 1
+        ),
+        None => "as the daemon's own user, whose files they can read and change".to_owned(),
+    };
+    tracing::info!(
+        "sandbox level {}: actions run {users}; it does NOT hide the host's files, network and processes from them: \
+         run only actions of people who may use this host",
+        sandbox.level().name()
+    );
+    let usage = store.usage();
+    tracing::info!(
+        "inputs are staged as links, clones or copies below {}; the local CAS holds {} blobs, {}",
+        host.state_dir.display(),
+        usage.blobs,
+        rough_size(usage.bytes)
+    );
+}
+
+/// SIGHUP means a lost terminal, or "read your configuration again" to some: a daemon survives it and says so.
+pub(super) fn survive_hangup() -> Result<(), Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup()).map_err(signals)?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP is ignored; restart to read the configuration again");
+        }
+    });
+    Ok(())
+}
+
+/// SIGTERM and SIGINT, from now on.
+pub(super) fn stops() -> Result<tokio::sync::mpsc::Receiver<Stop>, Failure> {
+    worker::stops().map_err(signals)
+}
+
+fn signals(error: std::io::Error) -> Failure {
+    Failure::new(Exit::Software, format!("cannot listen to signals: {error}"))
+}
+
+/// How a daemon ends that ended like this.
+pub(super) fn ended(end: WorkerEnd) -> super::Done {
+    match end {
+        WorkerEnd::Drained => {
+            tracing::info!("drained: nothing runs, the scheduler knows that we are gone");
+            Ok(std::process::ExitCode::SUCCESS)
+        }
+        WorkerEnd::Fatal(why) => Err(Failure::new(Exit::Config, why)),
+        WorkerEnd::Aborted => Err(Failure::new(
+            Exit::Failed,
+            "stopped at once, as asked for three times; what ran was killed and not reported",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::units::Amount;
+
+    #[test]
+    fn shares_are_of_the_file_system() {
+        let quota = |high, low| Quota {
+            high,
+            low,
+            floor: Amount::Percent(5),
+        };
+        let of = |high, low| store_config(Path::new("/s"), &quota(high, low), 1000);
+        let config = of(Amount::Percent(20), Amount::Bytes(100)).unwrap();
+        assert_eq!(
+            (config.high_water, config.low_water, config.free_floor),
+            (200, 100, 50)
+        );
+        assert_eq!(config.root, Path::new("/s/cas"));
+        let error = of(Amount::Percent(20), Amount::Bytes(200)).unwrap_err();
+        assert_eq!(error.exit, Exit::Config);
+    }
+}

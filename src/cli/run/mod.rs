@@ -1,0 +1,312 @@
+//! `boxwright run`: one command, executed elsewhere.
+//!
+//! hash -> upload -> execute -> outputs, then the command's own exit code. Whatever else ends it is told on
+//! standard error with its reason and has a code of its own ([`super::exit`]).
+
+mod action;
+mod follow;
+mod live;
+mod outputs;
+mod own;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Done;
+use super::blobs::{self, Content};
+use super::cas::{function, prepare};
+use super::exit::{Exit, Failure};
+use super::progress::Progress;
+use super::remote;
+use crate::cas::RemoteCas;
+use crate::config::value::Kind;
+use crate::config::{Endpoint, units};
+use crate::reapi::proto::re;
+use crate::reapi::{Digest, DigestFunction};
+
+use action::Wish;
+use follow::Follower;
+use live::Live;
+
+/// Run one command on a remote execution service, or in a standalone of its own
+///
+/// Uploads DIR as the input root, executes COMMAND there, shows its output while it is written where the
+/// server streams it, writes the outputs back, and ends with the command's exit code.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example: boxwright run --input src --output hello -- gcc -o hello hello.c
+
+Exit codes: the command's own. If it was not the command that failed, boxwright says so on standard error, and the code is \
+65 the server refused the action, 66 an input cannot be read, 69 the remote is not available, 70 infrastructure failed, \
+73 an output cannot be written, 74 output was lost on the way, 75 try again, 76 the server cannot do it, \
+77 permission denied, 124 the command exceeded its timeout, 130 interrupted.")]
+pub(super) struct RunCommand {
+    /// The execution service and its CAS; without it a standalone is started for this one command, whose CAS stays under
+    /// $XDG_CACHE_HOME/boxwright
+    #[arg(long, value_name = "URL", value_parser = remote::endpoint)]
+    remote: Option<Endpoint>,
+    /// The instance name at the remote
+    #[arg(long, value_name = "NAME", default_value = "")]
+    instance: String,
+    /// Where the server's log streams are read, if that is not the remote
+    #[arg(long, value_name = "URL", value_parser = remote::endpoint, requires = "remote")]
+    logstream_remote: Option<Endpoint>,
+    /// The directory that the command finds itself in; without it an empty one
+    #[arg(long, value_name = "DIR")]
+    input: Option<PathBuf>,
+    /// A file or directory that the command makes, relative to its working directory; repeat it for more
+    #[arg(long = "output", value_name = "PATH")]
+    outputs: Vec<String>,
+    /// Where outputs are written, each under its PATH; links in there are not followed
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    output_dir: PathBuf,
+    /// A property that the worker must have; repeat it for more
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    platform: Vec<(String, String)>,
+    /// A variable of the command's environment, which holds nothing else but PATH=/usr/local/bin:/usr/bin:/bin unless
+    /// PATH is given; repeat it for more
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// How long the command may run: 30s, 5m, 2h [default: the server's]
+    #[arg(long, value_name = "TIME", value_parser = timeout)]
+    timeout: Option<Duration>,
+    /// The working directory, relative to the input root
+    #[arg(long, value_name = "DIR", default_value = "")]
+    cwd: String,
+    /// Execute even if the result is known
+    #[arg(long)]
+    skip_cache: bool,
+    /// Neither use nor keep a cached result
+    #[arg(long)]
+    no_cache: bool,
+    /// Show output only when the command has ended. Live output of a command that writes faster than the server streams
+    /// may have gaps, which are reported; output shown at the end never has
+    #[arg(long)]
+    no_live: bool,
+    /// The function that names blobs: sha256 or blake3
+    #[arg(long, value_name = "FUNCTION", default_value = "sha256", value_parser = function)]
+    digest_function: DigestFunction,
+    /// Draw no progress, and say nothing but errors
+    #[arg(long, short)]
+    quiet: bool,
+    /// The command and its arguments, after --
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match Kind::Pairs.parse(text)? {
+        crate::config::value::Value::Pairs(mut pairs) if pairs.len() == 1 => Ok(pairs.remove(0)),
+        _ => Err(Kind::Pairs.allowed()),
+    }
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("it is not NAME=VALUE".to_owned()),
+    }
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    match units::parse_duration(text) {
+        Ok(length) if length > Duration::ZERO => Ok(length),
+        Ok(_) => Err("it is no time at all".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl RunCommand {
+    pub(super) fn run(mut self) -> Done {
+        self.outputs.sort();
+        self.outputs.dedup();
+        for path in self.outputs.iter().filter(|path| *path != ".") {
+            action::check_path("--output", path)?;
+        }
+        if !self.cwd.is_empty() {
+            action::check_path("--cwd", &self.cwd)?;
+        }
+        let progress = Progress::new(self.quiet);
+        let Some(remote) = self.remote.clone() else {
+            return own::with(|endpoint| async move { self.at(&endpoint, &progress).await });
+        };
+        remote::runtime()?.block_on(self.at(&remote, &progress))
+    }
+
+    async fn at(&self, endpoint: &Endpoint, progress: &Progress) -> Done {
+        let done = self.phases(endpoint, progress).await;
+        progress.clear();
+        done
+    }
+
+    async fn phases(&self, endpoint: &Endpoint, progress: &Progress) -> Done {
+        let cas = remote::connect(endpoint, &self.instance)?;
+        let request = self.prepare(&cas, progress).await?;
+        let channel = endpoint.channel();
+        let readable = match &self.logstream_remote {
+            Some(elsewhere) => elsewhere.channel(),
+            None => channel.clone(),
+        };
+        let live = Live::new((!self.no_live).then_some(readable), progress.clone());
+        let mut follower = Follower::new(channel, endpoint.to_string());
+        progress.phase("waiting for the server");
+        let response = tokio::select! {
+            response = follower.execute(request, |metadata| self.observe(metadata, &live, progress)) => response?,
+            signal = interrupted() => {
+                progress.phase("cancelling");
+                follower.cancel().await;
+                return Err(Failure::new(Exit::Interrupted, signal));
+            }
+        };
+        progress.clear();
+        self.conclude(&cas, response, live, progress).await
+    }
+
+    /// Hashes and uploads; what is left is to ask.
+    async fn prepare(
+        &self,
+        cas: &RemoteCas,
+        progress: &Progress,
+    ) -> Result<re::ExecuteRequest, Failure> {
+        progress.phase("hashing");
+        let function = self.digest_function;
+        let (root, mut contents) = match &self.input {
+            Some(input) if input.is_dir() => prepare(input.clone(), function).await?,
+            Some(input) => {
+                let text = format!(
+                    "--input {}: it is not a directory that can be read",
+                    input.display()
+                );
+                return Err(Failure::new(Exit::NoInput, text));
+            }
+            None => (Digest::empty(function), Vec::new()),
+        };
+        let (action, messages) = action::build(
+            function,
+            root,
+            &Wish {
+                arguments: &self.command,
+                environment: &self.env,
+                platform: &self.platform,
+                outputs: &self.outputs,
+                working_directory: &self.cwd,
+                timeout: self.timeout,
+                do_not_cache: self.no_cache,
+            },
+        );
+        contents.extend(
+            messages
+                .into_iter()
+                .map(|(digest, data)| (digest, Content::Memory(data))),
+        );
+        blobs::upload(cas, contents, progress).await?;
+        Ok(re::ExecuteRequest {
+            instance_name: self.instance.clone(),
+            skip_cache_lookup: self.skip_cache || self.no_cache,
+            action_digest: Some(action.to_proto()),
+            digest_function: function.to_proto() as i32,
+            inline_stdout: true,
+            inline_stderr: true,
+            ..Default::default()
+        })
+    }
+
+    fn observe(&self, metadata: &re::ExecuteOperationMetadata, live: &Live, progress: &Progress) {
+        use re::execution_stage::Value as Stage;
+        let partial = metadata.partial_execution_metadata.as_ref();
+        let at = partial.map_or(String::new(), |partial| match partial.worker.as_str() {
+            "" => String::new(),
+            worker => format!(" on {}", super::exit::printable(worker)),
+        });
+        match Stage::try_from(metadata.stage) {
+            Ok(Stage::CacheCheck) => progress.phase("looking for a cached result"),
+            Ok(Stage::Queued) => progress.phase("queued"),
+            Ok(Stage::Executing) => progress.phase(format!("executing{at}")),
+            _ => {}
+        }
+        live.follow(&metadata.stdout_stream_name, &metadata.stderr_stream_name);
+    }
+
+    async fn conclude(
+        &self,
+        cas: &RemoteCas,
+        response: re::ExecuteResponse,
+        live: Live,
+        progress: &Progress,
+    ) -> Done {
+        let function = self.digest_function;
+        let result = response.result.unwrap_or_default();
+        let shown = live.finish(cas, function, &result).await;
+        if let Some(failure) = report::failure(response.status.as_ref(), &response.message) {
+            return Err(failure);
+        }
+        let plan = outputs::plan(cas, function, &result, &self.outputs).await?;
+        let lacking = outputs::lacking(&result, &self.outputs);
+        plan.write(cas, &self.output_dir, progress).await?;
+        progress.clear();
+        if !lacking.is_empty() && !self.quiet {
+            eprintln!("boxwright: the command did not make {}", lacking.join(", "));
+        }
+        shown?;
+        Ok(exit_code(result.exit_code))
+    }
+}
+
+/// A process ends with a byte: what does not fit stays a failure.
+fn exit_code(code: i32) -> ExitCode {
+    match u8::try_from(code) {
+        Ok(code) => ExitCode::from(code),
+        Err(_) => ExitCode::from(match (code & 0xff) as u8 {
+            0 => 1,
+            low => low,
+        }),
+    }
+}
+
+async fn interrupted() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => "interrupted; the command was cancelled",
+        _ = terminate.recv() => "terminated; the command was cancelled",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_never_turn_into_success() {
+        for (code, exit) in [
+            (0, 0),
+            (7, 7),
+            (255, 255),
+            (256, 1),
+            (-1, 255),
+            (512, 1),
+            (300, 44),
+        ] {
+            assert_eq!(
+                format!("{:?}", exit_code(code)),
+                format!("{:?}", ExitCode::from(exit))
+            );
+        }
+    }
+
+    #[test]
+    fn flags_are_checked_as_settings_are() {
+        assert!(pair("OSFamily=linux").is_ok() && pair("OSFamily").is_err());
+        assert!(variable("A=").is_ok() && variable("=a").is_err());
+        assert!(timeout("30s").is_ok() && timeout("30").is_err() && timeout("0").is_err());
+    }
+}

@@ -1,0 +1,146 @@
+//! A standalone for one `boxwright run`: in this process, at a socket that only this user can reach, with a CAS
+//! that stays in the user's cache directory so that the next run need not start from nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::super::Done;
+use super::super::blobs::blocking;
+use super::super::daemon;
+use super::super::exit::{Exit, Failure};
+use super::super::standalone::Standalone;
+use crate::cas::LocalStore;
+use crate::config::keys::Program;
+use crate::config::settings::{self, Entry, Layer};
+use crate::config::value::Value;
+use crate::config::{Endpoint, Host, Origin, Settings, StandaloneConfig};
+use crate::observe;
+use crate::serve::Listen;
+use crate::worker::Stop;
+
+/// The first uid for the slots of a root user's run: apart from a daemon's, and from another run's, by this process's id.
+const FIRST_UID: u32 = 0x7010_0000;
+
+/// Starts it, lets `work` use it, and stops it.
+pub(super) fn with<F: Future<Output = Done>>(work: impl FnOnce(Endpoint) -> F) -> Done {
+    let mut config = config()?;
+    observe::init(&config.host.log).map_err(|e| Failure::new(Exit::Config, e))?;
+    let launchers = daemon::launchers(&config.host)?;
+    let temporary = Temporary::new()?;
+    let socket = temporary.path.join("socket");
+    daemon::runtime()?.block_on(async {
+        let store = store(&mut config, &temporary).await?;
+        let listen = Listen::Unix(socket.clone());
+        let standalone = Standalone::start(&config.host, listen, store, launchers).await?;
+        let (stop, stops) = mpsc::channel(3);
+        let standalone = tokio::spawn(standalone.run(stops));
+        let done = work(Endpoint::Unix(socket)).await;
+        // Twice: whatever still runs after an interruption is not waited for.
+        for _ in 0..2 {
+            let _ = stop.send(Stop::Terminate).await;
+        }
+        let closed = match standalone.await {
+            Ok(end) => end.map(drop),
+            Err(error) => Err(Failure::new(Exit::Software, error)),
+        };
+        // A failure of the command's is worth more than one of cleaning up.
+        done.and_then(|code| closed.map(|()| code))
+    })
+}
+
+/// The settings of a standalone with one slot; the environment may say more.
+fn config() -> Result<StandaloneConfig, Failure> {
+    let mut own = Layer::new();
+    let mut set = |key: &'static str, value| {
+        let origin = Origin::Default;
+        own.insert(key, Entry { value, origin });
+    };
+    set("concurrent-jobs", Value::Number(1));
+    if nix::unistd::geteuid().is_root() {
+        let id = std::process::id() & 0x003f_ffff;
+        set("first-uid", Value::Number(u64::from(FIRST_UID + id)));
+    }
+    let host = Host::here();
+    if let Some(path) = cache_dir().or_else(|| host.state_dir.clone()) {
+        set("state-dir", Value::Path(path));
+    }
+    let environment = settings::environment(Program::Standalone, |name| std::env::var(name).ok())?;
+    let mut quiet = Layer::new();
+    let value = Value::Text("warn".to_owned());
+    quiet.insert(
+        "log-level",
+        Entry {
+            value,
+            origin: Origin::Default,
+        },
+    );
+    let settings = Settings::resolve(Program::Standalone, vec![own, environment, quiet], &host)?;
+    Ok(StandaloneConfig::new(&settings)?)
+}
+
+/// Root's home is closed to the users that its actions run as.
+fn cache_dir() -> Option<PathBuf> {
+    if nix::unistd::geteuid().is_root() {
+        return Some("/var/cache/boxwright".into());
+    }
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+        .map(|cache| cache.join("boxwright"))
+}
+
+/// The store in the cache directory, or a temporary one if another run has that.
+async fn store(
+    config: &mut StandaloneConfig,
+    temporary: &Temporary,
+) -> Result<Arc<LocalStore>, Failure> {
+    let host = config.host.clone();
+    let failure = match blocking(move || daemon::store(&host)).await {
+        Ok(store) => return Ok(store),
+        Err(failure) => failure,
+    };
+    match failure.exit {
+        Exit::TryAgain => tracing::info!("{}; a temporary store does", failure.text),
+        _ => tracing::warn!("{}; a temporary store does, nothing is kept", failure.text),
+    }
+    config.host.state_dir = temporary.path.join("state");
+    let host = config.host.clone();
+    blocking(move || daemon::store(&host)).await
+}
+
+/// A directory that is removed in the end.
+struct Temporary {
+    path: PathBuf,
+}
+
+impl Temporary {
+    fn new() -> Result<Self, Failure> {
+        use std::os::unix::fs::PermissionsExt;
+        let base = std::env::temp_dir();
+        let failed = |e: std::io::Error, base: &Path| {
+            let text = format!("cannot make a directory in {}: {e}", base.display());
+            Failure::new(Exit::CannotCreate, text)
+        };
+        let path = nix::unistd::mkdtemp(&base.join("boxwright-XXXXXX"))
+            .map_err(|e| failed(e.into(), &base))?;
+        let made = Temporary { path };
+        if nix::unistd::geteuid().is_root() {
+            // To be passed through by the users of slots, not to be listed; the socket itself stays root's.
+            std::fs::set_permissions(&made.path, std::fs::Permissions::from_mode(0o711))
+                .map_err(|e| failed(e, &base))?;
+        }
+        Ok(made)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}

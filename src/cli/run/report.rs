@@ -1,0 +1,168 @@
+//! Failures that are not the command's: what happened, every blob that was missing, and what to do.
+
+use std::fmt::Write;
+
+use tonic::Code;
+
+use super::super::exit::{Exit, Failure, of_status};
+use crate::reapi::any::unpack;
+use crate::reapi::proto::rpc;
+use crate::reapi::status;
+
+/// What the status of an execution means; `None` if it is a success. `message` is what the server adds for humans.
+pub(super) fn failure(status: Option<&rpc::Status>, message: &str) -> Option<Failure> {
+    let status = status.filter(|status| status.code != Code::Ok as i32)?;
+    let code = Code::from_i32(status.code);
+    let missing = missing(status);
+    let mut text = format!(
+        "{}: {}",
+        what(code, !missing.is_empty()),
+        said(code, &status.message)
+    );
+    if !message.is_empty() && message != status.message {
+        let _ = write!(text, "\n{}", message.trim_end());
+    }
+    for blob in &missing {
+        let _ = write!(text, "\n  missing: {blob}");
+    }
+    let _ = write!(text, "\n{}", advice(code, !missing.is_empty()));
+    let exit = match missing.is_empty() {
+        true => of_status(code),
+        false => Exit::TryAgain,
+    };
+    Some(Failure::new(exit, text))
+}
+
+/// What a failed call means.
+pub(super) fn call(failed: &tonic::Status, remote: &str, during: &str) -> Failure {
+    let inner = status::from_call_status(failed);
+    match failure(Some(&inner), "") {
+        Some(failure) => Failure::new(failure.exit, format!("{remote}{during}: {}", failure.text)),
+        None => Failure::new(Exit::Protocol, format!("{remote}{during}: {failed}")),
+    }
+}
+
+/// A status in a line.
+pub(super) fn told(status: &tonic::Status) -> String {
+    said(status.code(), status.message())
+}
+
+fn said(code: Code, message: &str) -> String {
+    match message.trim_end() {
+        "" => name(code).to_owned(),
+        message => format!("{}: {message}", name(code)),
+    }
+}
+
+/// Every violation, with what the server says it is.
+fn missing(status: &rpc::Status) -> Vec<String> {
+    let failures = status
+        .details
+        .iter()
+        .filter_map(|any| unpack::<rpc::PreconditionFailure>(any)?.ok());
+    failures
+        .flat_map(|failure| failure.violations)
+        .map(
+            |violation| match (violation.r#type.as_str(), violation.description.as_str()) {
+                ("MISSING", "") => violation.subject,
+                ("MISSING", what) => format!("{} ({what})", violation.subject),
+                (kind, what) => format!("{kind}: {} {what}", violation.subject),
+            },
+        )
+        .collect()
+}
+
+fn what(code: Code, missing: bool) -> &'static str {
+    match code {
+        _ if missing => "the command was not run, for inputs are missing",
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => {
+            "the server refused the action"
+        }
+        Code::DeadlineExceeded => "the command exceeded its timeout and was killed",
+        Code::Cancelled => "the command was cancelled",
+        Code::ResourceExhausted => "a limit was exceeded",
+        Code::PermissionDenied | Code::Unauthenticated => "the server does not let us",
+        Code::Unimplemented => "the server cannot execute",
+        _ => "infrastructure failed, this is not the command's own failure",
+    }
+}
+
+fn advice(code: Code, missing: bool) -> &'static str {
+    match code {
+        _ if missing => {
+            "what to do: run it again, what is missing is uploaded then; if that does not help, the CAS loses blobs"
+        }
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => {
+            "what to do: change what is named above; trying again as it is does not help"
+        }
+        Code::DeadlineExceeded => {
+            "what to do: give it longer with --timeout, as far as the server allows"
+        }
+        Code::Cancelled => "what to do: run it again",
+        Code::ResourceExhausted => "what to do: try again later, or make the action smaller",
+        Code::PermissionDenied | Code::Unauthenticated => "what to do: ask who runs the server",
+        Code::Unimplemented => {
+            "what to do: check that --remote is an execution service and not only a cache"
+        }
+        Code::Unavailable => {
+            "what to do: check that the server runs at that address, and try again"
+        }
+        _ => "what to do: try again; if it stays so, look into the server's and the worker's log",
+    }
+}
+
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reapi::DigestFunction;
+    use crate::reapi::status::{MissingBlob, missing_blobs, ok, status};
+
+    #[test]
+    fn every_failure_says_what_and_what_to_do() {
+        let blobs: Vec<MissingBlob> = ["src/a.c", "src/b.c"]
+            .map(|path| MissingBlob {
+                digest: DigestFunction::Sha256.digest(path.as_bytes()),
+                what: format!("input file {path}"),
+            })
+            .into();
+        let mut said = String::new();
+        for status in [
+            missing_blobs("2 blobs are not in the CAS", &blobs),
+            status(Code::InvalidArgument, "output path \"/x\" is absolute"),
+            status(Code::DeadlineExceeded, "killed after 60 s"),
+            status(Code::Internal, "disk on fire"),
+            status(Code::Unavailable, ""),
+            status(Code::Unimplemented, "no such service"),
+        ] {
+            let failure = failure(Some(&status), "worker builder7").unwrap();
+            said += &format!(
+                "{:?} = {}\n{}\n\n",
+                failure.exit, failure.exit as u8, failure.text
+            );
+        }
+        insta::assert_snapshot!(said);
+        assert!(failure(Some(&ok()), "x").is_none() && failure(None, "x").is_none());
+    }
+}

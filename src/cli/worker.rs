@@ -1,0 +1,94 @@
+//! `boxwright worker`: actions from a scheduler elsewhere.
+
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::Done;
+use super::daemon::{self, Engine};
+use super::exit::{Exit, Failure};
+use super::settings::{Source, WorkerFlags};
+use crate::action::LiveOutput;
+use crate::cas::{BlobSource, RemoteCas, RemoteConfig};
+use crate::config::WorkerConfig;
+use crate::observe;
+use crate::scheduler::rwapi::{LogStreams, Rwapi, RwapiConfig};
+
+/// Take actions from a scheduler (Remote Workers API), run them, return their outputs
+///
+/// SIGTERM or SIGINT drains: what runs is finished, nothing new is taken. The second gives back what runs, the third leaves
+/// at once.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Every setting may also be in the file of --config under the flag's name (platform also as a table), or in the environment as \
+BOXWRIGHT_ and the name in capitals with _ for -. A flag goes before the environment, that before the file, that before \
+the default. Sizes are written 512, 64K, 50G, 1TiB (counting in 1024s), 3GB (in 1000s); times 250ms, 30s, 5m, 2h, 1d.
+
+Example: boxwright worker --remote http://build.example:50051 --instance main --platform pool=big --concurrent-jobs 8
+
+Exit codes: 0 drained, 1 stopped at once, 2 wrong usage, 69 not available, 70 the sandbox or another part failed, \
+75 the state directory is in use, 77 permission denied, 78 the configuration is wrong or the scheduler refuses it.")]
+pub(super) struct WorkerCommand {
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    flags: WorkerFlags,
+}
+
+impl WorkerCommand {
+    pub(super) fn run(self) -> Done {
+        let settings = self.flags.resolve(&self.source)?;
+        let config = WorkerConfig::new(&settings);
+        let Some(config) = daemon::answer(&self.source, &settings, config)? else {
+            return Ok(std::process::ExitCode::SUCCESS);
+        };
+        observe::init(&config.host.log).map_err(|e| Failure::new(Exit::Config, e))?;
+        let launchers = daemon::launchers(&config.host)?;
+        daemon::runtime()?.block_on(async {
+            let stop = daemon::stops()?;
+            daemon::survive_hangup()?;
+            let host = config.host.clone();
+            let store = super::blobs::blocking(move || daemon::store(&host)).await?;
+            let cas: Arc<dyn BlobSource> = Arc::new(RemoteCas::new(remote(&config))?);
+            let live = config.logstream.as_ref().map(|endpoint| {
+                let live: Arc<dyn LiveOutput> = Arc::new(LogStreams::new(endpoint));
+                live
+            });
+            let engine = Engine::new(&config.host, store, launchers, Some(cas), live)?;
+            let scheduler = Rwapi::new(rwapi(&config));
+            tracing::info!(
+                "scheduler {}, CAS {}, instance {:?}, bot id {}",
+                config.bots,
+                config.cas,
+                config.instance,
+                scheduler.bot_id()
+            );
+            let end = engine.work(scheduler, config.stop_after, stop).await;
+            // Whoever asked three times does not want to wait for the disk.
+            if end != crate::worker::WorkerEnd::Aborted {
+                engine.close().await?;
+            }
+            daemon::ended(end)
+        })
+    }
+}
+
+fn remote(config: &WorkerConfig) -> RemoteConfig {
+    RemoteConfig {
+        endpoint: config.cas.clone(),
+        instance: config.instance.clone(),
+        retries: config.patience.retries,
+        retry_delay: config.patience.delay,
+        call_timeout: config.patience.timeout,
+    }
+}
+
+fn rwapi(config: &WorkerConfig) -> RwapiConfig {
+    RwapiConfig {
+        instance: config.instance.clone(),
+        bot_name: Some(config.host.name.clone()),
+        platform: config.host.platform.clone(),
+        capacity: config.host.slots,
+        ..RwapiConfig::new(config.bots.clone())
+    }
+}

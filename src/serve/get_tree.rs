@@ -1,0 +1,173 @@
+//! GetTree: the Directory messages of a tree, each once, breadth first, page by page.
+//!
+//! A page token is the number of directories that were sent before: the order depends on the tree alone, so a later call
+//! walks there again. The server keeps nothing between calls, and within one call only the digests that it has seen.
+//! REAPI: "If part of the tree is missing from the CAS, the server will return the portion present and omit the rest."
+
+use std::collections::{HashSet, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use futures::stream::unfold;
+use prost::Message;
+use tonic::Status;
+
+use super::request::{blocking, failed};
+use crate::cas::LocalStore;
+use crate::reapi::Digest;
+use crate::reapi::proto::re;
+
+/// Bytes of Directory messages on a page; one that is larger has a page of its own.
+const PAGE_BYTES: usize = 1 << 20;
+/// Directories on a page if the client has no wish.
+const PAGE: usize = 1000;
+/// The largest Directory message, in bytes: it must fit into an answer.
+const MAX_MESSAGE: u64 = (4 << 20) - (64 << 10);
+/// The most directories in a tree.
+const MAX_DIRECTORIES: usize = 1_000_000;
+
+/// A walk over a tree, as far as it got.
+pub(super) struct Walk {
+    function_of: Digest,
+    waiting: VecDeque<Digest>,
+    seen: HashSet<Digest>,
+    /// Directories to pass over: the client has them.
+    skip: u64,
+    passed: u64,
+    page: usize,
+    /// A directory that did not fit on the last page.
+    held: Option<re::Directory>,
+    at_root: bool,
+}
+
+impl Walk {
+    /// Begins a walk where the token says.
+    pub(super) fn new(root: Digest, page_size: i32, token: &str) -> Result<Self, Status> {
+        let page = match usize::try_from(page_size) {
+            Err(_) => return Err(Status::invalid_argument("page_size: it is negative")),
+            Ok(0) => PAGE,
+            Ok(size) => size.min(PAGE),
+        };
+        let skip = match token {
+            "" => 0,
+            token => token.parse().map_err(|_| {
+                Status::invalid_argument("page_token: it is not one that this server gave")
+            })?,
+        };
+        Ok(Walk {
+            function_of: root,
+            waiting: VecDeque::from([root]),
+            seen: HashSet::from([root]),
+            skip,
+            passed: 0,
+            page,
+            held: None,
+            at_root: true,
+        })
+    }
+
+    /// The next directory that is there.
+    fn next(&mut self, store: &LocalStore) -> Result<Option<re::Directory>, Status> {
+        while let Some(digest) = self.waiting.pop_front() {
+            let at_root = std::mem::take(&mut self.at_root);
+            let Some(bytes) = store.read(digest, MAX_MESSAGE).map_err(failed)? else {
+                if at_root {
+                    return Err(Status::not_found(format!(
+                        "root_digest: directory {digest} is not in the CAS"
+                    )));
+                }
+                continue;
+            };
+            let directory = re::Directory::decode(bytes).map_err(|error| {
+                Status::invalid_argument(format!("blob {digest} is not a Directory: {error}"))
+            })?;
+            for child in &directory.directories {
+                let child = Digest::from_proto(self.function_of.function(), child.digest.as_ref())
+                    .map_err(|error| {
+                        let name: String = child.name.chars().take(80).collect();
+                        Status::invalid_argument(format!(
+                            "directory {digest}, entry {name:?}: {error}"
+                        ))
+                    })?;
+                if self.seen.insert(child) {
+                    self.waiting.push_back(child);
+                }
+            }
+            if self.seen.len() > MAX_DIRECTORIES {
+                return Err(Status::resource_exhausted(format!(
+                    "the tree has more than {MAX_DIRECTORIES} directories; read them one by one"
+                )));
+            }
+            return Ok(Some(directory));
+        }
+        Ok(None)
+    }
+
+    /// The next page; its token is empty on the last one.
+    fn next_page(&mut self, store: &LocalStore) -> Result<re::GetTreeResponse, Status> {
+        let mut directories = Vec::new();
+        let mut bytes = 0;
+        loop {
+            let directory = match self.held.take() {
+                Some(held) => held,
+                None => match self.next(store)? {
+                    Some(_) if self.passed < self.skip => {
+                        self.passed += 1;
+                        continue;
+                    }
+                    Some(directory) => directory,
+                    None => {
+                        return Ok(re::GetTreeResponse {
+                            directories,
+                            next_page_token: String::new(),
+                        });
+                    }
+                },
+            };
+            let size = directory.encoded_len();
+            let full = directories.len() >= self.page || bytes + size > PAGE_BYTES;
+            if full && !directories.is_empty() {
+                self.held = Some(directory);
+                return Ok(re::GetTreeResponse {
+                    directories,
+                    next_page_token: self.passed.to_string(),
+                });
+            }
+            bytes += size;
+            self.passed += 1;
+            directories.push(directory);
+        }
+    }
+}
+
+/// All pages from where the walk is. A failure on the first one ends the call.
+pub(super) async fn pages(
+    store: Arc<LocalStore>,
+    walk: Walk,
+) -> Result<Pin<Box<dyn Stream<Item = Result<re::GetTreeResponse, Status>> + Send>>, Status> {
+    async fn turn(
+        store: &Arc<LocalStore>,
+        mut walk: Walk,
+    ) -> Result<(re::GetTreeResponse, Walk), Status> {
+        let store = store.clone();
+        blocking(move || Ok((walk.next_page(&store)?, walk))).await
+    }
+    let first = turn(&store, walk).await?;
+    Ok(Box::pin(unfold(
+        Some((store, Ok(first))),
+        |state| async move {
+            let (store, page) = state?;
+            let (page, walk) = match page {
+                Ok(page) => page,
+                Err(error) => return Some((Err(error), None)),
+            };
+            if page.next_page_token.is_empty() {
+                return Some((Ok(page), None));
+            }
+            // Read while the client takes what it has.
+            let next = turn(&store, walk).await;
+            Some((Ok(page), Some((store, next))))
+        },
+    )))
+}

@@ -1,0 +1,295 @@
+//! An action goes through its phases and ends in exactly one class, with a result that says what
+//! happened.
+
+#[path = "common/action.rs"]
+mod common;
+
+use std::time::Duration;
+
+use boxwright::action::Ending;
+use boxwright::reapi::proto::re;
+use common::{Bench, F, action, sh};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::test]
+async fn a_command_sees_its_inputs_and_leaves_its_outputs() {
+    let bench = Bench::new(|_| {});
+    let root = bench.root(&[("in.txt", b"hello\n")]);
+    let command = re::Command {
+        output_paths: vec![
+            "deep/er/out.txt".into(),
+            "dir".into(),
+            "link".into(),
+            "absent".into(),
+        ],
+        ..sh(
+            "cat in.txt > deep/er/out.txt; mkdir dir; echo 1 > dir/a; chmod +x dir/a; ln -s in.txt link; echo said; echo warned >&2",
+        )
+    };
+    let finished = bench.run(command, root).await;
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    assert!(finished.cacheable);
+    let result = finished.result.unwrap();
+    assert_eq!(
+        (&result.stdout_raw[..], &result.stderr_raw[..]),
+        (&b"said\n"[..], &b"warned\n"[..])
+    );
+    assert_eq!(result.output_files.len(), 1);
+    assert_eq!(result.output_files[0].path, "deep/er/out.txt");
+    assert_eq!(
+        bench.blob(result.output_files[0].digest.as_ref()),
+        b"hello\n"
+    );
+    assert_eq!(result.output_symlinks[0].target, "in.txt");
+    let tree: re::Tree =
+        prost::Message::decode(&bench.blob(result.output_directories[0].tree_digest.as_ref())[..])
+            .unwrap();
+    assert!(tree.root.unwrap().files[0].is_executable);
+}
+
+#[tokio::test]
+async fn a_failing_command_is_told_with_its_code_and_is_not_cacheable() {
+    let bench = Bench::new(|_| {});
+    let finished = bench
+        .run(sh("echo oops >&2; exit 7"), bench.root(&[]))
+        .await;
+    assert_eq!(finished.ending, Ending::Exited(7));
+    assert!(!finished.cacheable);
+    let result = finished.result.unwrap();
+    assert_eq!(
+        (result.exit_code, &result.stderr_raw[..]),
+        (7, &b"oops\n"[..])
+    );
+
+    let finished = bench.run(sh("kill -SEGV $$"), bench.root(&[])).await;
+    assert_eq!(finished.ending, Ending::Signalled(11));
+    assert!(!finished.cacheable);
+    assert_eq!(finished.result.unwrap().exit_code, 139);
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_is_the_command_s_fault() {
+    let bench = Bench::new(|_| {});
+    let command = re::Command {
+        arguments: vec!["no-such-tool".into()],
+        ..sh("")
+    };
+    let finished = bench.run(command, bench.root(&[])).await;
+    assert_eq!(finished.ending, Ending::Exited(127));
+    let stderr = String::from_utf8(finished.result.unwrap().stderr_raw.to_vec()).unwrap();
+    assert!(
+        stderr.contains("no-such-tool") && stderr.contains("/usr/bin:/bin"),
+        "{stderr}"
+    );
+}
+
+#[tokio::test]
+async fn do_not_cache_is_honoured() {
+    let bench = Bench::new(|_| {});
+    let command = bench.put_message(&sh("true"));
+    let action = re::Action {
+        do_not_cache: true,
+        ..action(command, bench.root(&[]))
+    };
+    let finished = bench.run_action(action, CancellationToken::new()).await;
+    assert_eq!(
+        (finished.ending, finished.cacheable),
+        (Ending::Exited(0), false)
+    );
+}
+
+#[tokio::test]
+async fn a_timeout_keeps_the_partial_result() {
+    let bench = Bench::new(|_| {});
+    let command = bench.put_message(&re::Command {
+        output_paths: vec!["partial".into()],
+        ..sh("echo begun; echo x > partial; sleep 100; echo never")
+    });
+    let action = re::Action {
+        timeout: Some(prost_types::Duration {
+            seconds: 1,
+            nanos: 0,
+        }),
+        ..action(command, bench.root(&[]))
+    };
+    let finished = bench.run_action(action, CancellationToken::new()).await;
+    assert_eq!(finished.ending, Ending::TimedOut { after: 1 });
+    assert!(!finished.cacheable);
+    let result = finished.result.unwrap();
+    assert_eq!(&result.stdout_raw[..], b"begun\n");
+    assert_eq!(result.output_files.len(), 1);
+    assert_ne!(result.exit_code, 0);
+    assert!(String::from_utf8_lossy(&result.stderr_raw).contains("timeout of 1 s"));
+}
+
+#[tokio::test]
+async fn a_cancelled_action_has_no_result_and_no_processes() {
+    let bench = Bench::new(|_| {});
+    let mark = format!("{}.4711", std::process::id());
+    let script = format!("(setsid sleep {mark} &) ; touch started; sleep {mark}");
+    let command = bench.put_message(&sh(&script));
+    let cancel = CancellationToken::new();
+    let running = bench.run_action(action(command, bench.root(&[])), cancel.clone());
+    let watch = async {
+        while processes(&mark) < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cancel.cancel();
+    };
+    let (finished, ()) = tokio::join!(running, watch);
+    assert_eq!(finished.ending, Ending::Cancelled);
+    assert!(finished.result.is_none());
+    assert_eq!(processes(&mark), 0);
+}
+
+/// Processes of `sleep MARK`.
+fn processes(mark: &str) -> usize {
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok())
+        .filter(|line| *line == format!("sleep\0{mark}\0").into_bytes())
+        .count()
+}
+
+#[tokio::test]
+async fn every_missing_blob_is_named_at_once() {
+    let bench = Bench::new(|_| {});
+    let absent = |text: &str| F.digest(text.as_bytes());
+    let file = |name: &str, digest: boxwright::reapi::Digest| re::FileNode {
+        name: name.into(),
+        digest: Some(digest.to_proto()),
+        ..Default::default()
+    };
+    let sub = bench.put_message(&re::Directory {
+        files: vec![
+            file("here.c", bench.put(b"here")),
+            file("lost.c", absent("lost")),
+        ],
+        ..Default::default()
+    });
+    let root = bench.put_message(&re::Directory {
+        files: vec![file("gone.h", absent("gone"))],
+        directories: vec![
+            re::DirectoryNode {
+                name: "src".into(),
+                digest: Some(sub.to_proto()),
+            },
+            re::DirectoryNode {
+                name: "vanished".into(),
+                digest: Some(absent("vanished").to_proto()),
+            },
+        ],
+        ..Default::default()
+    });
+    let finished = bench
+        .run_action(action(absent("command"), root), CancellationToken::new())
+        .await;
+    let Ending::MissingInputs(missing) = finished.ending else {
+        panic!("{:?}", finished.ending)
+    };
+    let mut digests: Vec<_> = missing.iter().map(|m| m.digest).collect();
+    digests.sort();
+    let mut expected = ["command", "gone", "lost", "vanished"].map(absent).to_vec();
+    expected.sort();
+    assert_eq!(digests, expected, "{missing:?}");
+    let what: String = missing
+        .iter()
+        .map(|m| m.what.as_str())
+        .collect::<Vec<_>>()
+        .join("; ");
+    for word in ["src/lost.c", "gone.h", "vanished", "Command"] {
+        assert!(what.contains(word), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn large_output_is_a_blob_and_cut_output_says_so() {
+    let bench = Bench::new(|settings| settings.keep_output = 200_000);
+    let finished = bench
+        .run(
+            sh("head -c 100000 /dev/zero; head -c 300000 /dev/zero >&2"),
+            bench.root(&[]),
+        )
+        .await;
+    let result = finished.result.unwrap();
+    assert!(result.stdout_raw.is_empty());
+    assert_eq!(bench.blob(result.stdout_digest.as_ref()), vec![0; 100_000]);
+    let stderr = bench.blob(result.stderr_digest.as_ref());
+    assert_eq!(&stderr[..200_000], &vec![0; 200_000][..]);
+    assert!(String::from_utf8_lossy(&stderr[200_000..]).contains("100000 more bytes were dropped"));
+}
+
+#[tokio::test]
+async fn outputs_that_cannot_be_are_refused_by_name() {
+    let bench = Bench::new(|_| {});
+    let command = re::Command {
+        output_paths: vec!["pipe".into()],
+        ..sh("mkfifo pipe; echo said")
+    };
+    let finished = bench.run(command, bench.root(&[])).await;
+    let Ending::BadRequest(text) = &finished.ending else {
+        panic!("{finished:?}")
+    };
+    assert!(text.contains("pipe"), "{text}");
+    assert_eq!(&finished.result.unwrap().stdout_raw[..], b"said\n");
+}
+
+#[tokio::test]
+async fn a_file_in_the_place_of_an_output_s_parent_is_a_bad_request() {
+    let bench = Bench::new(|_| {});
+    let command = re::Command {
+        output_paths: vec!["in.txt/out".into()],
+        ..sh("true")
+    };
+    let finished = bench.run(command, bench.root(&[("in.txt", b"x")])).await;
+    assert!(
+        matches!(&finished.ending, Ending::BadRequest(text) if text.contains("in.txt")),
+        "{finished:?}"
+    );
+}
+
+#[tokio::test]
+async fn garbage_is_a_bad_request_not_a_crash() {
+    let bench = Bench::new(|_| {});
+    let garbage = bench.put(&[0xff; 40]);
+    let good = bench.put_message(&sh("true"));
+    for (command, root) in [(garbage, bench.root(&[])), (good, garbage)] {
+        let finished = bench
+            .run_action(action(command, root), CancellationToken::new())
+            .await;
+        assert!(
+            matches!(finished.ending, Ending::BadRequest(_)),
+            "{finished:?}"
+        );
+    }
+    let finished = bench
+        .run_action(re::Action::default(), CancellationToken::new())
+        .await;
+    assert!(matches!(finished.ending, Ending::BadRequest(text) if text.contains("command_digest")));
+}
+
+#[tokio::test]
+async fn all_timestamps_are_there_and_in_order() {
+    let bench = Bench::new(|_| {});
+    let result = bench
+        .run(sh("true"), bench.root(&[("a", b"1")]))
+        .await
+        .result
+        .unwrap();
+    let m = result.execution_metadata.unwrap();
+    assert_eq!(m.worker, "bench");
+    let times: Vec<(i64, i32)> = [
+        m.worker_start_timestamp,
+        m.input_fetch_start_timestamp,
+        m.input_fetch_completed_timestamp,
+        m.execution_start_timestamp,
+        m.execution_completed_timestamp,
+        m.output_upload_start_timestamp,
+        m.output_upload_completed_timestamp,
+        m.worker_completed_timestamp,
+    ]
+    .map(|t| t.map(|t| (t.seconds, t.nanos)).expect("timestamp is set"))
+    .to_vec();
+    assert!(times.is_sorted(), "{times:?}");
+    assert!(m.virtual_execution_duration.is_some());
+}

@@ -1,0 +1,162 @@
+//! One worker without a scheduler: a store, staged inputs, the process sandbox and a runner, and
+//! short ways of putting an action together.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boxwright::action::{Finished, Runner, RunnerParts, Settings};
+use boxwright::cas::{Cas, LocalStore, StoreConfig};
+use boxwright::inputs::staged::Staged;
+use boxwright::reapi::proto::re;
+use boxwright::reapi::{Digest, DigestFunction};
+use boxwright::sandbox::process::{Launchers, ProcessSandbox};
+use boxwright::scheduler::Lease;
+use boxwright::tree::TreeStore;
+use prost::Message;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const F: DigestFunction = DigestFunction::Sha256;
+
+/// A worker of one slot.
+pub(crate) struct Bench {
+    pub(crate) store: Arc<LocalStore>,
+    pub(crate) runner: Runner,
+    _dir: tempfile::TempDir,
+}
+
+pub(crate) fn settings(scratch: std::path::PathBuf) -> Settings {
+    Settings {
+        tree_limits: Default::default(),
+        output_limits: Default::default(),
+        default_timeout: None,
+        max_timeout: None,
+        grace: Duration::from_millis(300),
+        keep_output: 1 << 20,
+        inline_output: 1024,
+        limits: Default::default(),
+        platform: vec![("OSFamily".into(), "linux".into())],
+        ignored_properties: Vec::new(),
+        scratch,
+    }
+}
+
+impl Bench {
+    /// `change` may alter the settings.
+    pub(crate) fn new(change: impl FnOnce(&mut Settings)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Commands run as another user and must be able to reach their input root.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        let store = LocalStore::open(StoreConfig {
+            root: dir.path().join("cas"),
+            high_water: 1 << 30,
+            low_water: 1 << 29,
+            free_floor: 0,
+        })
+        .unwrap();
+        let cas = Cas::new(store.clone(), None);
+        let launchers = Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), 1).unwrap();
+        let mut settings = settings(store.scratch().to_owned());
+        change(&mut settings);
+        let runner = Runner::new(RunnerParts {
+            trees: Arc::new(TreeStore::new(1 << 20)),
+            inputs: Arc::new(Staged::new(cas.clone(), dir.path().join("stage")).unwrap()),
+            sandbox: Arc::new(ProcessSandbox::new(launchers, 0x7000_0000).unwrap()),
+            cas,
+            settings,
+            worker_name: "bench".into(),
+            live: None,
+            slots: 1,
+        });
+        Bench {
+            store,
+            runner,
+            _dir: dir,
+        }
+    }
+
+    pub(crate) fn put(&self, data: &[u8]) -> Digest {
+        let digest = F.digest(data);
+        self.store.put(digest, data, false).unwrap();
+        digest
+    }
+
+    pub(crate) fn put_message(&self, message: &impl Message) -> Digest {
+        self.put(&message.encode_to_vec())
+    }
+
+    pub(crate) fn blob(&self, digest: Option<&re::Digest>) -> Vec<u8> {
+        let digest = Digest::from_proto(F, digest).unwrap();
+        self.store
+            .read(digest, 1 << 30)
+            .unwrap()
+            .expect("blob is in the store")
+            .to_vec()
+    }
+
+    /// A root directory with these files, stored.
+    pub(crate) fn root(&self, files: &[(&str, &[u8])]) -> Digest {
+        let files = files
+            .iter()
+            .map(|(name, data)| re::FileNode {
+                name: (*name).into(),
+                digest: Some(self.put(data).to_proto()),
+                ..Default::default()
+            })
+            .collect();
+        self.put_message(&re::Directory {
+            files,
+            ..Default::default()
+        })
+    }
+
+    /// Runs a command to its end.
+    pub(crate) async fn run(&self, command: re::Command, root: Digest) -> Finished {
+        let command_digest = self.put_message(&command);
+        self.run_action(action(command_digest, root), CancellationToken::new())
+            .await
+    }
+
+    pub(crate) async fn run_action(
+        &self,
+        action: re::Action,
+        cancel: CancellationToken,
+    ) -> Finished {
+        let finished = self.runner.run(&lease(&action), 0, &cancel, &|_| {}).await;
+        self.runner.settle().await;
+        finished
+    }
+}
+
+pub(crate) fn action(command: Digest, root: Digest) -> re::Action {
+    re::Action {
+        command_digest: Some(command.to_proto()),
+        input_root_digest: Some(root.to_proto()),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn lease(action: &re::Action) -> Lease {
+    Lease {
+        id: "main/lease".into(),
+        action: Some(action.encode_to_vec().into()),
+        action_digest: None,
+        function: F,
+        stdout_stream: String::new(),
+        stderr_stream: String::new(),
+        origin: None,
+        metadata: Default::default(),
+    }
+}
+
+/// A shell command with a PATH.
+pub(crate) fn sh(script: &str) -> re::Command {
+    re::Command {
+        arguments: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        environment_variables: vec![re::command::EnvironmentVariable {
+            name: "PATH".into(),
+            value: "/usr/bin:/bin".into(),
+        }],
+        ..Default::default()
+    }
+}

@@ -1,0 +1,2 @@
+"""boxwright's own client, `run` and `cas`, on its own server and on BuildGrid."""
+SCENARIOS = []

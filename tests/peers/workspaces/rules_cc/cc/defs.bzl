@@ -1,0 +1,16 @@
+"""What Bazel 4's own toolchain files load from rules_cc, as the native rules that Bazel 4 still has.
+
+It stands in for the rules_cc that Bazel would download, so that a build works without a network.
+"""
+
+cc_binary = native.cc_binary
+cc_import = native.cc_import
+cc_library = native.cc_library
+cc_proto_library = native.cc_proto_library
+cc_test = native.cc_test
+cc_toolchain = native.cc_toolchain
+cc_toolchain_suite = native.cc_toolchain_suite
+fdo_prefetch_hints = native.fdo_prefetch_hints
+fdo_profile = native.fdo_profile
+objc_import = native.objc_import
+objc_library = native.objc_library
