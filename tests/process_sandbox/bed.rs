@@ -63,8 +63,17 @@ pub(crate) struct Bed {
 impl Bed {
     /// One slot, with an empty input root that belongs to it.
     pub(crate) fn new() -> Bed {
-        let launchers = Launchers::start_from(launcher_executable(), 1).unwrap();
-        let sandbox = ProcessSandbox::new(launchers, unused_id()).unwrap();
+        Bed::with_slots(1)
+    }
+
+    /// The input root belongs to slot 0.
+    pub(crate) fn with_slots(slots: usize) -> Bed {
+        let launchers = Launchers::start_from(launcher_executable(), slots).unwrap();
+        let first_id = unused_id();
+        for _ in 1..slots {
+            unused_id();
+        }
+        let sandbox = ProcessSandbox::new(launchers, first_id).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let bed = Bed { sandbox, dir };
         bed.mkdir("");

@@ -66,6 +66,45 @@ async fn a_launcher_killed_between_two_commands_is_not_noticed() {
 }
 
 #[tokio::test]
+async fn a_slot_does_not_care_what_becomes_of_another() {
+    let bed = Bed::with_slots(2);
+    let mut spec = bed.shell("echo ready; while [ ! -e go ]; do sleep 0.01; done; exit 7");
+    let (send, mut receive) = mpsc::channel(10);
+    spec.stdout.live = Some(send);
+    let (outcome, ()) = tokio::join!(bed.run(spec), async {
+        receive.recv().await;
+        let launcher = bed.sandbox.launcher(1).unwrap();
+        let marker = marker();
+        let mut spec = bed.shell(&family(&marker));
+        let (send, mut receive) = mpsc::channel(10);
+        spec.stdout.live = Some(send);
+        let (result, ()) =
+            tokio::join!(bed.sandbox.run(1, spec, CancellationToken::new()), async {
+                receive.recv().await;
+                kill_9(launcher);
+            });
+        assert!(matches!(
+            result,
+            Err(SandboxError::Launcher { slot: 1, .. })
+        ));
+        assert_eq!(marked(&marker), NONE);
+        bed.file("go", "", 0o644);
+    });
+    assert_eq!(outcome.end, End::Exited(7));
+}
+
+#[tokio::test]
+async fn a_slot_that_is_not_there_is_an_error() {
+    let bed = Bed::new();
+    let spec = bed.shell("exit 0");
+    let error = bed.sandbox.run(1, spec, CancellationToken::new()).await;
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "sandbox: the launcher of slot 1 does not exist: there are 1 slots"
+    );
+}
+
+#[tokio::test]
 async fn a_dropped_run_kills_its_command() {
     let bed = Bed::new();
     let marker = marker();
@@ -193,6 +232,33 @@ fn a_launcher_started_by_hand_says_so() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("for boxwright's own use"), "{said}");
+}
+
+#[test]
+fn a_launcher_that_is_sent_nonsense_says_so_and_ends() {
+    use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
+    let exact = [&1_u64.to_le_bytes()[..], &[0xff; 64]].concat();
+    for nonsense in [&b"x"[..], &exact, &[0; 72], &[7; 100_000]] {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let launcher = Command::new(super::bed::launcher_executable())
+            .args(["sandbox-launcher", "0", &std::process::id().to_string()])
+            .stdin(Stdio::from(theirs))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        send(&ours, nonsense, SendFlags::empty()).unwrap();
+        let output = launcher.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.starts_with("boxwright sandbox-launcher: "), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
 }
 
 #[tokio::test]

@@ -78,6 +78,27 @@ async fn a_daemon_that_keeps_the_output_open_does_not_hold_the_worker_up() {
 }
 
 #[tokio::test]
+async fn a_stranger_that_keeps_the_output_open_does_not_hold_the_worker_up() {
+    let bed = Bed::new();
+    let (send, mut receive) = mpsc::channel(10);
+    let mut spec = bed.shell("echo $$; while [ ! -e go ]; do sleep 0.01; done; echo end");
+    spec.stdout.live = Some(send);
+    let (outcome, stranger) = tokio::join!(bed.run(spec), async {
+        let piece = receive.recv().await.unwrap();
+        let pid = std::str::from_utf8(&piece).unwrap().trim();
+        let stranger = std::fs::File::options()
+            .write(true)
+            .open(format!("/proc/{pid}/fd/1"))
+            .unwrap();
+        bed.file("go", "", 0o644);
+        stranger
+    });
+    assert_eq!(outcome.end, End::Exited(0));
+    assert!(text(&outcome.stdout).ends_with("\nend\n"));
+    drop(stranger);
+}
+
+#[tokio::test]
 async fn output_that_cannot_be_kept_ends_the_command() {
     let bed = Bed::new();
     let marker = marker();

@@ -2,10 +2,10 @@
 //! more. It sees the host's files, network and processes.
 //!
 //! The daemon never forks. Each slot has a *launcher* ([`Launchers`]), a small single-threaded process that was started
-//! before the daemon had threads. A run is one message to it ([`wire`], [`request`]); the launcher starts the command
-//! ([`launcher`], [`child`]), waits, kills what is left ([`kill`]) and answers with one report. Meanwhile the daemon
-//! reads the command's output and watches the time ([`run`], [`streams`]). If a launcher is killed, what it leaves is killed
-//! too and another is started ([`seat`], [`orphans`]). If the daemon is killed, the launchers end their commands and
+//! before the daemon had threads. A run is one message to it (`wire`, `request`); the launcher starts the command
+//! (`launcher`, `child`), waits, kills what is left (`kill`) and answers with one report. Meanwhile the daemon
+//! reads the command's output and watches the time (`run`, `streams`). If a launcher is killed, what it leaves is killed
+//! too and another is started (`seat`, `orphans`). If the daemon is killed, the launchers end their commands and
 //! themselves.
 
 mod channel;
@@ -44,9 +44,9 @@ pub struct ProcessSandbox {
 }
 
 impl ProcessSandbox {
-    /// Takes the launchers into the current tokio runtime. If the daemon is root, slot `n` runs as uid and gid `first_uid + n`, and
-    /// *every process of that uid is killed* before the slot's first command and whenever one has left something behind: the
-    /// range must belong to this daemon alone.
+    /// Takes the launchers into the current tokio runtime. If the daemon is root, slot `n` runs as uid and gid
+    /// `first_uid + n`, and *every process of that uid is killed* before the slot's first command and whenever one
+    /// has left something behind: the range must belong to this daemon alone.
     ///
     /// An error outside of a runtime, or if the range contains uid 0 or leaves the 32 bits.
     pub fn new(launchers: Launchers, first_uid: u32) -> Result<Self, SandboxError> {

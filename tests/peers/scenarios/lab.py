@@ -206,7 +206,7 @@ class Lab:
         self.folder.chmod(0o755)
         self.boxwright = boxwright
         self.logs = []
-        self.count = 0
+        self.count = self.daemons = 0
         self.shared = {}
         self.preparations = {}
 
@@ -319,6 +319,11 @@ class Lab:
                 process.popen.wait(10)
         self.sweep(everything=True)
 
+    def own_uids(self):
+        """Where a root daemon's slots get their uids from: apart from those of all other daemons, also of other runs."""
+        self.daemons += 1
+        return ["--first-uid", 0x71000000 + (os.getpid() & 0x3FFF) * 0x400 + self.daemons * 0x8]
+
     # -- BuildGrid -------------------------------------------------------------------------------
 
     def buildgrid(self):
@@ -357,8 +362,7 @@ class Lab:
         return self.spawn(
             "worker",
             [self.boxwright, "worker", "--remote", remote or self.buildgrid(), "--instance", "main",
-             "--concurrent-jobs", jobs, "--platform", "OSFamily=linux", "--platform", "ISA=x86-64",
-             "--state-dir", state or self.fresh_folder("worker-state"), "--log-level", "info", *extra],
+             "--concurrent-jobs", jobs, "--state-dir", state or self.fresh_folder("worker-state"), "--log-level", "info", *self.own_uids(), *extra],
         )  # fmt: skip
 
     # -- standalone ------------------------------------------------------------------------------
@@ -370,7 +374,7 @@ class Lab:
         process = self.spawn(
             "standalone",
             [*within, self.boxwright, "standalone", "--listen", listen or f"127.0.0.1:{port}",
-             "--state-dir", self.fresh_folder("standalone-state"), *extra],
+             "--state-dir", self.fresh_folder("standalone-state"), *self.own_uids(), *extra],
         )  # fmt: skip
         process.url = listen or f"http://127.0.0.1:{port}"
         process.address = f"127.0.0.1:{port}"

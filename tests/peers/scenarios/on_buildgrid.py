@@ -11,7 +11,6 @@ from .lab import (
     HERE,
     KEEPALIVE,
     Bazel,
-    Failed,
     expect,
     expect_equal,
     processes_with,
@@ -23,17 +22,21 @@ from .lab import (
 CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, FAILED_PRECONDITION = 1, 3, 4, 9
 
 
+def bazel_4_repositories():
+    """Debian ships what Bazel 4 would download, but for rules_cc, which is too new for it there."""
+    repositories = {
+        "rules_cc": HERE / "workspaces" / "rules_cc",
+        "rules_java": "/usr/share/bazel/rules/java",
+        "rules_proto": "/usr/share/bazel/rules/proto",
+        "bazel_skylib": "/usr/share/bazel/tools/skylib",
+    }
+    return [f"--override_repository={name}={path}" for name, path in repositories.items()]
+
+
 def bazel(lab):
     program = lab.need_program("bazel")
     if "bazel 4" not in lab.shared:
-        repositories = {
-            "rules_cc": HERE / "workspaces" / "rules_cc",
-            "rules_java": "/usr/share/bazel/rules/java",
-            "rules_proto": "/usr/share/bazel/rules/proto",
-            "bazel_skylib": "/usr/share/bazel/tools/skylib",
-        }
-        flags = [f"--override_repository={name}={path}" for name, path in repositories.items()]
-        flags += ["--remote_instance_name=main", "--jobs=8"]
+        flags = [*bazel_4_repositories(), "--remote_instance_name=main", "--jobs=8"]
         flags += [f"--remote_default_exec_properties={p}" for p in ("OSFamily=linux", "ISA=x86-64")]
         lab.shared["bazel 4"] = Bazel(lab, "bazel-4", [program], flags)
     return lab.shared["bazel 4"]
@@ -340,8 +343,6 @@ def buildgrid_restarted_under_load(lab):
         for seconds in queued:
             gone(seconds, 10)
 
-
-# -- memory ----------------------------------------------------------------------------------------
 
 SCENARIOS = [
     buildgrid_bazel_genrule,
