@@ -20,9 +20,6 @@ use crate::observe;
 use crate::serve::Listen;
 use crate::worker::Stop;
 
-/// The first uid for the slots of a root user's run: apart from a daemon's, and from another run's, by this process's id.
-const FIRST_UID: u32 = 0x7010_0000;
-
 /// Starts it, lets `work` use it, and stops it.
 pub(super) fn with<F: Future<Output = Done>>(work: impl FnOnce(Endpoint) -> F) -> Done {
     let mut config = config()?;
@@ -56,11 +53,6 @@ fn config() -> Result<StandaloneConfig, Failure> {
         value,
         origin: Origin::Default,
     };
-    let mut forced = Layer::new();
-    if nix::unistd::geteuid().is_root() {
-        let id = std::process::id() & 0x003f_ffff;
-        forced.insert("first-uid", entry(Value::Number(u64::from(FIRST_UID + id))));
-    }
     let mut own = Layer::new();
     own.insert("concurrent-jobs", entry(Value::Number(1)));
     own.insert("log-level", entry(Value::Text("warn".to_owned())));
@@ -68,7 +60,7 @@ fn config() -> Result<StandaloneConfig, Failure> {
         own.insert("state-dir", entry(Value::Path(path)));
     }
     let environment = settings::environment(Program::Standalone, |name| std::env::var(name).ok())?;
-    let layers = vec![forced, environment, own];
+    let layers = vec![environment, own];
     let settings = Settings::resolve(Program::Standalone, layers, &Host::here())?;
     Ok(StandaloneConfig::new(&settings)?)
 }
