@@ -38,7 +38,7 @@ impl UidRange {
         let bad = |first: u32| SandboxError::Setup {
             action: format!("give {count} slots their users from uid {first} on"),
             source: std::io::Error::other(
-                "the range must be without uid 0 and within 32 bits; choose another --first-uid",
+                "that are not a range without uid 0 and within 32 bits; choose another --first-uid",
             ),
         };
         let count = u32::try_from(count).map_err(|_| bad(first))?.max(1);
@@ -61,7 +61,7 @@ impl UidRange {
                     _locks: locks,
                 });
             }
-            at = (last / BLOCK + 1)
+            at = (at / BLOCK + 1)
                 .checked_mul(BLOCK)
                 .ok_or_else(|| bad(at))?;
         }
