@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 use boxwright::cas::{LocalStore, StoreConfig};
 use boxwright::outputs::{
@@ -49,6 +50,7 @@ fn world() -> World {
             node_properties: Vec::new(),
             function: SHA256,
             limits: OutputLimits::default(),
+            cancel: CancellationToken::new(),
         },
         dir,
     }

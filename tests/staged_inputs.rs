@@ -87,6 +87,7 @@ impl World {
             tree: tree.clone(),
             directories: directories.iter().map(|d| (*d).to_owned()).collect(),
             owner,
+            hold: None,
         };
         self.staged.stage(request).await
     }

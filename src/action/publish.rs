@@ -90,12 +90,19 @@ fn append_and_hash(
     })
 }
 
-/// What stands at the end of a stream that was cut.
-pub(super) fn cut_notice(dropped: u64, kept: u64) -> String {
-    if dropped == 0 {
-        return String::new();
-    }
-    format!("\n[boxwright: {dropped} more bytes were dropped; a stream may have {kept} bytes]\n")
+/// What is to be said of a command whose output was cut; `None` if all of it was kept.
+pub(super) fn cut(stdout_dropped: u64, stderr_dropped: u64, kept: u64) -> Option<String> {
+    let stream = match (stdout_dropped, stderr_dropped) {
+        (0, 0) => return None,
+        (_, 0) => "standard output",
+        (0, _) => "standard error",
+        _ => "standard output and standard error",
+    };
+    let dropped = stdout_dropped.saturating_add(stderr_dropped);
+    Some(format!(
+        "{dropped} bytes of {stream} were dropped, for this worker keeps {kept} bytes of a stream (--keep-output); \
+         write less, or to a file"
+    ))
 }
 
 #[cfg(test)]
@@ -104,8 +111,20 @@ mod tests {
 
     #[test]
     fn a_cut_stream_says_so() {
-        assert_eq!(cut_notice(0, 10), "");
-        let text = cut_notice(5, 10);
-        assert!(text.contains(" 5 ") && text.contains(" 10 "), "{text}");
+        assert_eq!(cut(0, 0, 10), None);
+        let text = cut(5, 0, 10).unwrap();
+        assert!(
+            text.starts_with("5 bytes of standard output were"),
+            "{text}"
+        );
+        assert!(
+            text.contains(" 10 bytes") && text.contains("--keep-output"),
+            "{text}"
+        );
+        assert!(
+            cut(5, 1, 10)
+                .unwrap()
+                .starts_with("6 bytes of standard output and standard error")
+        );
     }
 }

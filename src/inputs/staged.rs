@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{InputError, InputRoots, StageRequest, StagedRoot};
+use super::{Hold, InputError, InputRoots, StageRequest, StagedRoot};
 use crate::cas::{Cas, CasError, Pins};
 use crate::reapi::Digest;
 use crate::reapi::status::MissingBlob;
@@ -124,6 +124,7 @@ struct Placed {
     place: Arc<Place>,
     name: String,
     _pins: Pins,
+    _hold: Hold,
 }
 
 impl Root {
@@ -142,6 +143,7 @@ impl Root {
                 place,
                 name: name.clone(),
                 _pins: pins,
+                _hold: request.hold.clone(),
             }),
         };
         match root.fill(request) {
