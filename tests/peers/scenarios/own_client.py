@@ -185,37 +185,39 @@ def a_512_mib_blob_passes_a_worker_in_150_mib(lab):
 
 
 def a_tree_of_100_000_files_passes_a_standalone_in_150_mib(lab):
-    folder = lab.fresh_folder("many")
-    many_files(folder / "tree", 100_000)
-    back = lab.fresh_folder("back")
-    with lab.standalone() as server:
-        code, digest, _ = client(lab, "cas", "put", "--remote", server.url, folder, seconds=200)
-        expect_equal(code, 0, "exit status of cas put")
-        code, _, _ = client(lab, "cas", "get", "--tree", "--remote", server.url, digest.strip(), back / "all", seconds=200)
-        expect_equal(code, 0, "exit status of cas get")
-        found = sum(len(files) for _, _, files in os.walk(back))
-        expect_equal(found, 100_000, "files that came back")
-        code, out, _ = client(
-            lab, "run", "--remote", server.url, "--input", folder, "--output", "list", "--output-dir", back,
-            "--", "sh", "-c", "find tree -type f | sort | xargs cat | sha256sum; find tree -type f > list", seconds=200,
-        )  # fmt: skip
-        expect_equal(code, 0, "exit status of run")
-        expect_equal(len((back / "list").read_text().splitlines()), 100_000, "files that the action saw")
-        texts = "".join(f"file number {i} of {folder / 'tree'}\n" for i in range(100_000))
-        expect_equal(out.split()[0], hashlib.sha256(texts.encode()).hexdigest(), "hash of all that the action read")
-        expect_frugal(server, "standalone")
+    with lab.folder_for_many_files() as room:
+        source, back = room / "source", room / "back"
+        many_files(source / "tree", 100_000)
+        back.mkdir()
+        with lab.standalone(state=room / "state") as server:
+            code, digest, _ = client(lab, "cas", "put", "--remote", server.url, source, seconds=200)
+            expect_equal(code, 0, "exit status of cas put")
+            arguments = ["cas", "get", "--tree", "--remote", server.url, digest.strip(), back / "all"]
+            code, _, _ = client(lab, *arguments, seconds=200)
+            expect_equal(code, 0, "exit status of cas get")
+            expect_equal(sum(len(files) for _, _, files in os.walk(back)), 100_000, "files that came back")
+            script = "find tree -type f | sort | xargs cat | sha256sum; find tree -type f > list"
+            code, out, _ = client(
+                lab, "run", "--remote", server.url, "--input", source, "--output", "list", "--output-dir", back,
+                "--", "sh", "-c", script, seconds=200,
+            )  # fmt: skip
+            expect_equal(code, 0, "exit status of run")
+            expect_equal(len((back / "list").read_text().splitlines()), 100_000, "files that the action saw")
+            texts = "".join(f"file number {i} of {source / 'tree'}\n" for i in range(100_000))
+            expect_equal(out.split()[0], hashlib.sha256(texts.encode()).hexdigest(), "hash of all that the action read")
+            expect_frugal(server, "standalone")
 
 
 def a_tree_of_100_000_files_passes_a_worker_in_150_mib(lab):
-    folder = lab.fresh_folder("many")
-    many_files(folder / "tree", 100_000)
-    remote = lab.buildgrid()
-    with lab.worker() as worker:
-        code, out, _ = client(
-            lab, "run", *on_linux(remote), "--input", folder, "--", "sh", "-c", "find tree -type f | wc -l", seconds=230
-        )
-        expect_equal((code, out.strip()), (0, "100000"), "exit status of run and the files that the action saw")
-        expect_frugal(worker, "worker")
+    with lab.folder_for_many_files() as room:
+        many_files(room / "source" / "tree", 100_000)
+        with lab.worker(state=room / "state") as worker:
+            code, out, _ = client(
+                lab, "run", *on_linux(lab.buildgrid()), "--input", room / "source",
+                "--", "sh", "-c", "find tree -type f | wc -l", seconds=230,
+            )  # fmt: skip
+            expect_equal((code, out.strip()), (0, "100000"), "exit status of run and the files that the action saw")
+            expect_frugal(worker, "worker")
 
 
 def hashed_file(path):
