@@ -2,6 +2,9 @@
 //! ends, and says what is wrong; and every sound output reaches the store, however the
 //! declarations overlap.
 
+#[path = "common/everyone.rs"]
+mod everyone;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -349,6 +352,34 @@ fn sparse_files_are_refused_unread() {
     }
     huge.set_len(1 << 20).unwrap();
     assert!(world.collect_any(&["dir"]).is_ok());
+}
+
+#[test]
+fn what_a_command_locked_is_collected() {
+    everyone::as_everyone("what_a_command_locked_is_collected", || {
+        let mut world = world();
+        world.write("out/unreadable", "one");
+        world.write("out/locked/file", "two");
+        world.write("sealed/file", "three");
+        for (path, mode) in [
+            ("out/unreadable", 0),
+            ("out/locked", 0),
+            ("out", 0o500),
+            ("sealed", 0o500),
+        ] {
+            std::fs::set_permissions(world.path(path), PermissionsExt::from_mode(mode)).unwrap();
+        }
+        let collected = world
+            .collect_any(&["out", "out/unreadable", "sealed/file"])
+            .unwrap();
+        let result = &collected.result;
+        assert_eq!(world.file(result, "out/unreadable"), "one");
+        assert_eq!(world.file(result, "sealed/file"), "three");
+        let files = files_of(&world, &world.tree(result, "out"));
+        assert_eq!(files[0], ("locked/file".to_owned(), "two".to_owned()));
+        let unlock = PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(world.path("sealed"), unlock).unwrap();
+    });
 }
 
 #[test]

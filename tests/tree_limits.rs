@@ -177,6 +177,7 @@ async fn a_tree_of_2_to_the_60_paths_is_refused() {
     let world = self::world(remote(blobs));
     let limits = TreeLimits {
         nodes: u64::MAX - 1,
+        bytes: u64::MAX,
         ..limits
     };
     assert_eq!(too_large(world.fetch(root, limits).await), "nodes");

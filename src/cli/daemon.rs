@@ -81,13 +81,7 @@ pub(super) fn store(host: &HostConfig) -> Result<Arc<LocalStore>, Failure> {
     let disk = rustix::fs::statvfs(dir).map_err(|e| failed(e.into()))?;
     let total = disk.f_blocks.saturating_mul(disk.f_frsize);
     let config = store_config(dir, &host.quota, total)?;
-    let store = LocalStore::open(config).map_err(|error| match &error {
-        crate::cas::CasError::Disk { action, .. } if action.contains("lock") => {
-            Failure::new(Exit::TryAgain, error)
-        }
-        _ => error.into(),
-    })?;
-    Ok(store)
+    Ok(LocalStore::open(config)?)
 }
 
 fn store_config(dir: &Path, quota: &Quota, total: u64) -> Result<StoreConfig, Failure> {

@@ -74,6 +74,8 @@ impl From<CasError> for Failure {
         let exit = match &error {
             CasError::Missing(_) => Exit::Failed,
             CasError::Corrupt { .. } | CasError::TooLarge { .. } => Exit::Data,
+            // The one who has the store open may be gone in a moment.
+            CasError::Disk { action, .. } if *action == "lock blob store" => Exit::TryAgain,
             CasError::Disk { source, .. } => of_disk(source),
             CasError::Full { .. } => Exit::TryAgain,
             CasError::Remote { status, .. } => of_status(status.code()),

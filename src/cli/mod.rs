@@ -11,6 +11,7 @@ mod remote;
 mod run;
 mod settings;
 mod standalone;
+mod value;
 mod worker;
 
 use std::process::ExitCode;

@@ -30,9 +30,3 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .build()
         .map_err(|e| Failure::new(Exit::Software, format!("cannot start threads: {e}")))
 }
-
-/// An address on the command line.
-pub(super) fn endpoint(text: &str) -> Result<Endpoint, String> {
-    text.parse()
-        .map_err(|e: crate::config::endpoint::EndpointError| e.to_string())
-}

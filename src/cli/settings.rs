@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use super::exit::Failure;
+use super::value::Checked;
 use crate::config::keys::{Fallback, KEYS, Key, Program};
 use crate::config::settings::{self, Layer};
 use crate::config::value::Value;
@@ -86,7 +87,7 @@ fn augment(mut command: Command, program: Program) -> Command {
             .help_heading(key.group)
             .value_name(key.kind.placeholder())
             .action(action)
-            .value_parser(|text: &str| key.kind.parse(text));
+            .value_parser(Checked::new(|text| key.kind.parse(text)));
         if key.name == "name" {
             arg = arg.visible_alias("bot-id-prefix");
         }

@@ -338,3 +338,53 @@ fn measure(
     }
     Ok(known.get(&root).map_or(Size::default(), |(size, _)| *size))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reapi::DigestFunction;
+    use crate::tree::Subdirectory;
+
+    fn name(n: u8) -> Digest {
+        Digest::new(DigestFunction::Sha256, [n; 32], 10)
+    }
+
+    fn naming(children: &[u8]) -> Arc<Directory> {
+        let directories = children.iter().map(|n| Subdirectory {
+            name: n.to_string().into(),
+            digest: name(*n),
+        });
+        Arc::new(Directory {
+            directories: directories.collect(),
+            ..Default::default()
+        })
+    }
+
+    /// No message can name itself unless the hash function is broken; then the bound on depth ends it.
+    #[test]
+    fn a_cycle_ends() {
+        let limits = TreeLimits::default();
+        for cycle in [
+            vec![(1, vec![1])],
+            vec![(1, vec![2, 3]), (2, vec![3]), (3, vec![1])],
+        ] {
+            let directories = cycle.iter().map(|(n, to)| (name(*n), naming(to))).collect();
+            let error = measure(&directories, name(1), limits).unwrap_err();
+            assert!(
+                error.to_string().contains("levels of directories"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn portions_hold_everything_once() {
+        let sized = |size| Digest::new(DigestFunction::Sha256, [1; 32], size);
+        let sizes = [1, PORTION, PORTION + 1, 5, 6, u64::MAX, 7];
+        let digests: Vec<Digest> = sizes.into_iter().map(sized).collect();
+        let parts: Vec<&[Digest]> = portions(&digests).collect();
+        assert_eq!(parts.concat(), digests);
+        assert_eq!(parts.len(), 6);
+        assert_eq!(portions(&[]).count(), 0);
+    }
+}

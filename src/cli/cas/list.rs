@@ -13,7 +13,7 @@ use super::{Where, well};
 use crate::cas::BlobSource;
 use crate::config::units::rough_size;
 use crate::reapi::Digest;
-use crate::tree::TreeLimits;
+use crate::tree::{self, TreeLimits};
 
 /// List what is in a directory tree, with modes, sizes and digests
 #[derive(Debug, Args)]
@@ -51,9 +51,16 @@ pub(super) async fn directories(
 ) -> Result<(Digest, Directories), Failure> {
     let limit = TreeLimits::default().message;
     let message = blobs::read(cas, digest, limit, "a Directory or Tree").await?;
+    if tree::decode(digest, &message).is_ok() {
+        return Ok((digest, materialise::fetch(cas, digest).await?));
+    }
     match kind::guess(digest, &message) {
         Kind::Tree => materialise::of_tree(digest, message),
-        _ => Ok((digest, materialise::fetch(cas, digest).await?)),
+        other => {
+            let text =
+                format!("{digest} is neither a Directory nor a Tree; it seems to be: {other}");
+            Err(Failure::new(Exit::Data, text))
+        }
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) use put::{function, prepare};
 use super::Done;
 use super::blobs::StoreOnDisk;
 use super::exit::{Exit, Failure};
-use super::remote;
+use super::{remote, value};
 use crate::cas::{BlobSource, LocalStore, StoreConfig};
 use crate::config::Endpoint;
 
@@ -42,7 +42,7 @@ enum What {
 #[derive(Debug, Args)]
 struct Where {
     /// The CAS
-    #[arg(long, value_name = "URL", value_parser = remote::endpoint, default_value = remote::DEFAULT_REMOTE)]
+    #[arg(long, value_name = "URL", value_parser = value::endpoint(), default_value = remote::DEFAULT_REMOTE)]
     remote: Endpoint,
     /// The instance name there
     #[arg(long, value_name = "NAME", default_value = "")]

@@ -21,7 +21,7 @@ use super::blobs::{self, Content};
 use super::cas::{function, prepare};
 use super::exit::{Exit, Failure};
 use super::progress::Progress;
-use super::remote;
+use super::{remote, value};
 use crate::cas::RemoteCas;
 use crate::config::value::Kind;
 use crate::config::{Endpoint, units};
@@ -46,14 +46,14 @@ Exit codes: the command's own. If it was not the command that failed, boxwright 
 77 permission denied, 124 the command exceeded its timeout, 130 interrupted.")]
 pub(super) struct RunCommand {
     /// The execution service and its CAS; without it a standalone is started for this one command, whose CAS stays under
-    /// $XDG_CACHE_HOME/boxwright
-    #[arg(long, value_name = "URL", value_parser = remote::endpoint)]
+    /// $XDG_CACHE_HOME/boxwright (root: /var/cache/boxwright)
+    #[arg(long, value_name = "URL", value_parser = value::endpoint())]
     remote: Option<Endpoint>,
     /// The instance name at the remote
     #[arg(long, value_name = "NAME", default_value = "")]
     instance: String,
     /// Where the server's log streams are read, if that is not the remote
-    #[arg(long, value_name = "URL", value_parser = remote::endpoint, requires = "remote")]
+    #[arg(long, value_name = "URL", value_parser = value::endpoint(), requires = "remote")]
     logstream_remote: Option<Endpoint>,
     /// The directory that the command finds itself in; without it an empty one
     #[arg(long, value_name = "DIR")]

@@ -20,9 +20,6 @@ use crate::observe;
 use crate::serve::Listen;
 use crate::worker::Stop;
 
-/// The first uid for the slots of a root user's run: apart from a daemon's, and from another run's, by this process's id.
-const FIRST_UID: u32 = 0x7010_0000;
-
 /// Starts it, lets `work` use it, and stops it.
 pub(super) fn with<F: Future<Output = Done>>(work: impl FnOnce(Endpoint) -> F) -> Done {
     let mut config = config()?;
@@ -50,33 +47,21 @@ pub(super) fn with<F: Future<Output = Done>>(work: impl FnOnce(Endpoint) -> F) -
     })
 }
 
-/// The settings of a standalone with one slot; the environment may say more.
+/// The settings of a standalone with one slot, as far as the environment does not say otherwise.
 fn config() -> Result<StandaloneConfig, Failure> {
-    let mut own = Layer::new();
-    let mut set = |key: &'static str, value| {
-        let origin = Origin::Default;
-        own.insert(key, Entry { value, origin });
+    let entry = |value| Entry {
+        value,
+        origin: Origin::Default,
     };
-    set("concurrent-jobs", Value::Number(1));
-    if nix::unistd::geteuid().is_root() {
-        let id = std::process::id() & 0x003f_ffff;
-        set("first-uid", Value::Number(u64::from(FIRST_UID + id)));
-    }
-    let host = Host::here();
-    if let Some(path) = cache_dir().or_else(|| host.state_dir.clone()) {
-        set("state-dir", Value::Path(path));
+    let mut own = Layer::new();
+    own.insert("concurrent-jobs", entry(Value::Number(1)));
+    own.insert("log-level", entry(Value::Text("warn".to_owned())));
+    if let Some(path) = cache_dir() {
+        own.insert("state-dir", entry(Value::Path(path)));
     }
     let environment = settings::environment(Program::Standalone, |name| std::env::var(name).ok())?;
-    let mut quiet = Layer::new();
-    let value = Value::Text("warn".to_owned());
-    quiet.insert(
-        "log-level",
-        Entry {
-            value,
-            origin: Origin::Default,
-        },
-    );
-    let settings = Settings::resolve(Program::Standalone, vec![own, environment, quiet], &host)?;
+    let layers = vec![environment, own];
+    let settings = Settings::resolve(Program::Standalone, layers, &Host::here())?;
     Ok(StandaloneConfig::new(&settings)?)
 }
 

@@ -26,15 +26,24 @@ pub(super) fn failure(status: Option<&rpc::Status>, message: &str) -> Option<Fai
         let _ = write!(text, "\n  missing: {blob}");
     }
     let _ = write!(text, "\n{}", advice(code, !missing.is_empty()));
-    let exit = match missing.is_empty() {
-        true => of_status(code),
-        false => Exit::TryAgain,
+    let exit = match (missing.is_empty(), code) {
+        (false, _) => Exit::TryAgain,
+        // The server is there and says that a worker was not: that is no address to correct.
+        (true, Code::Unavailable) => Exit::Software,
+        (true, code) => of_status(code),
     };
     Some(Failure::new(exit, text))
 }
 
 /// What a failed call means.
 pub(super) fn call(failed: &tonic::Status, remote: &str, during: &str) -> Failure {
+    if failed.code() == Code::Unavailable {
+        let text = format!(
+            "{remote} is not available{during}: {}\nwhat to do: check that the server runs at that address, and try again",
+            failed.message()
+        );
+        return Failure::new(Exit::Unavailable, text);
+    }
     let inner = status::from_call_status(failed);
     match failure(Some(&inner), "") {
         Some(failure) => Failure::new(failure.exit, format!("{remote}{during}: {}", failure.text)),

@@ -20,7 +20,7 @@ const BUFFER: usize = 16 << 10;
 
 /// Removes the directory `name` in `parent` with all below it; that it is gone already is no error.
 pub(super) fn directory(parent: &OwnedFd, name: &str) -> Result<(), InputError> {
-    let top = match insist(parent, || open(parent, name)) {
+    let top = match enter(parent, name) {
         Ok(top) => top,
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(failed("open", name)(error)),
@@ -101,10 +101,7 @@ impl Clearing<'_> {
             }
             return;
         }
-        let child = insist(at, || open(at, name)).or_else(|error| match error {
-            Errno::ACCESS => regain(at, name).and_then(|()| open(at, name)),
-            error => Err(error),
-        });
+        let child = insist(at, || open(at, name)).or_else(|_| enter(at, name));
         match child {
             Ok(child) => self.clear(&child, level + 1),
             Err(Errno::NOENT) => return,
@@ -150,6 +147,17 @@ fn open(at: &OwnedFd, name: impl Arg + Copy) -> rustix::io::Result<OwnedFd> {
     beneath::entry(at, name, DIRECTORY)
 }
 
+/// Opens a directory, with access to it regained if the action took it away.
+fn enter(at: &OwnedFd, name: impl Arg + Copy) -> rustix::io::Result<OwnedFd> {
+    match open(at, name) {
+        Err(Errno::ACCESS) => {
+            regain(at, name)?;
+            open(at, name)
+        }
+        result => result,
+    }
+}
+
 /// Tries again with access to the directory regained, if the action took it away. Only the owner can, and needs to.
 fn insist<T>(at: &OwnedFd, operation: impl Fn() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     match operation() {
@@ -162,7 +170,7 @@ fn insist<T>(at: &OwnedFd, operation: impl Fn() -> rustix::io::Result<T>) -> rus
 }
 
 /// Regains access to a directory that cannot be opened as it is.
-fn regain(at: &OwnedFd, name: &CStr) -> rustix::io::Result<()> {
+fn regain(at: &OwnedFd, name: impl Arg + Copy) -> rustix::io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     beneath::regain(&beneath::entry(at, name, flags)?, Mode::RWXU)
 }

@@ -82,7 +82,7 @@ impl Reaper {
         while self.reap() {
             if struck.is_none_or(|at| at.elapsed() >= STRIKE_AGAIN) {
                 // Whatever goes wrong with the sweep, the tree can still be walked.
-                if !uid.is_some_and(|uid| kill_user(uid, stack) == Ok(true)) {
+                if uid.is_none_or(|uid| kill_user(uid, stack) != Ok(true)) {
                     strike(|| descendants(getpid().as_raw()));
                 }
                 struck = Some(Instant::now());

@@ -2,10 +2,10 @@
 //! more. It sees the host's files, network and processes.
 //!
 //! The daemon never forks. Each slot has a *launcher* ([`Launchers`]), a small single-threaded process that was started
-//! before the daemon had threads. A run is one message to it ([`wire`], [`request`]); the launcher starts the command
-//! ([`launcher`], [`child`]), waits, kills what is left ([`kill`]) and answers with one report. Meanwhile the daemon
-//! reads the command's output and watches the time ([`run`], [`streams`]). If a launcher is killed, what it leaves is killed
-//! too and another is started ([`seat`], [`orphans`]). If the daemon is killed, the launchers end their commands and
+//! before the daemon had threads. A run is one message to it (`wire`, `request`); the launcher starts the command
+//! (`launcher`, `child`), waits, kills what is left (`kill`) and answers with one report. Meanwhile the daemon
+//! reads the command's output and watches the time (`run`, `streams`). If a launcher is killed, what it leaves is killed
+//! too and another is started (`seat`, `orphans`). If the daemon is killed, the launchers end their commands and
 //! themselves.
 
 mod channel;
@@ -21,6 +21,7 @@ mod run;
 mod seat;
 mod streams;
 mod sys;
+mod uids;
 mod wire;
 
 use async_trait::async_trait;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use launcher::launcher_main;
 pub use launchers::Launchers;
+pub use uids::UidRange;
 
 use super::{CommandSpec, Level, Outcome, Sandbox, SandboxError};
 use crate::config::Owner;
@@ -39,14 +41,15 @@ use seat::Seat;
 pub struct ProcessSandbox {
     /// The lock is held for a whole run: a slot runs one command at a time.
     seats: Vec<Mutex<Seat>>,
-    /// Slot `n` runs as this plus `n`; `None` if the daemon may not switch.
-    first_uid: Option<u32>,
+    /// Slot `n` runs as the `n`th of these; `None` if the daemon may not switch.
+    uids: Option<UidRange>,
 }
 
 impl ProcessSandbox {
-    /// Takes the launchers into the current tokio runtime. If the daemon is root, slot `n` runs as uid and gid `first_uid + n`, and
-    /// *every process of that uid is killed* before the slot's first command and whenever one has left something behind: the
-    /// range must belong to this daemon alone.
+    /// Takes the launchers into the current tokio runtime. If the daemon is root, slot `n` runs as uid and gid
+    /// `first_uid + n`, or, if another daemon of this host has that range, as the next free ids
+    /// ([`UidRange`]). *Every process of such a uid is killed* before the slot's first command and whenever one
+    /// has left something behind.
     ///
     /// An error outside of a runtime, or if the range contains uid 0 or leaves the 32 bits.
     pub fn new(launchers: Launchers, first_uid: u32) -> Result<Self, SandboxError> {
@@ -57,22 +60,11 @@ impl ProcessSandbox {
         if let Err(error) = tokio::runtime::Handle::try_current() {
             return Err(fail("take the launchers over", error.to_string()));
         }
-        let first_uid = nix::unistd::geteuid().is_root().then_some(first_uid);
-        if let Some(first) = first_uid {
-            let last = u32::try_from(launchers.slots())
-                .ok()
-                .and_then(|slots| first.checked_add(slots));
-            if first == 0 || last.is_none() {
-                return Err(fail(
-                    "give the slots their users",
-                    format!(
-                        "{} uids from {first} on are not a range without 0 and {}",
-                        launchers.slots(),
-                        u32::MAX
-                    ),
-                ));
-            }
-        }
+        let uids = nix::unistd::geteuid()
+            .is_root()
+            .then(|| UidRange::claim(first_uid, launchers.slots()))
+            .transpose()?;
+        let first_uid = uids.as_ref().map(UidRange::first);
         let executable = launchers.executable;
         let seats = launchers
             .started
@@ -83,7 +75,7 @@ impl ProcessSandbox {
                 Seat::new(slot, executable.clone(), user, process).map(Mutex::new)
             })
             .collect::<Result<_, _>>()?;
-        Ok(ProcessSandbox { seats, first_uid })
+        Ok(ProcessSandbox { seats, uids })
     }
 
     /// The process id of a slot's launcher; `None` while the slot runs a command or has no launcher.
@@ -99,7 +91,11 @@ impl Sandbox for ProcessSandbox {
     }
 
     fn owner(&self, slot: usize) -> Option<Owner> {
-        let id = self.first_uid?.checked_add(u32::try_from(slot).ok()?)?;
+        let uids = self.uids.as_ref()?;
+        let slot = u32::try_from(slot)
+            .ok()
+            .filter(|slot| *slot < uids.count())?;
+        let id = uids.first() + slot;
         Some(Owner { uid: id, gid: id })
     }
 

@@ -94,7 +94,8 @@ impl Seat {
         }
     }
 
-    /// Makes the launcher ready for a command: waits for the end of one whose `run` was dropped, replaces a launcher that is lost.
+    /// Makes the launcher ready for a command: waits for the end of one whose `run` was dropped, replaces a launcher
+    /// that is lost.
     pub(super) async fn ready(&mut self) -> Result<(), SandboxError> {
         if self.busy.is_some() && self.report(Some(KILL_PATIENCE)).await.is_err() {
             return self.lose().await;
@@ -110,8 +111,8 @@ impl Seat {
         }
     }
 
-    /// Sends a request by `send`, which gets the socket and the number to give it. Only a launcher that has died since its last command can
-    /// refuse; it is replaced once.
+    /// Sends a request by `send`, which gets the socket and the number to give it. Only a launcher that has died since
+    /// its last command can refuse; it is replaced once.
     pub(super) async fn ask(
         &mut self,
         send: impl Fn(&OwnedFd, u64) -> Result<(), rustix::io::Errno>,

@@ -21,7 +21,6 @@ pub(super) fn response(finished: Finished) -> re::ExecuteResponse {
         ..
     } = finished;
     let mut told = match (&ending, &result) {
-        (Ending::Exited(_) | Ending::Signalled(_), Some(_)) => ok(),
         (Ending::Exited(_) | Ending::Signalled(_), None) => status(
             Code::Internal,
             "the worker reported the end of a command without its result; this is a fault of the worker",

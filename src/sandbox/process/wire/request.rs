@@ -1,32 +1,20 @@
-//! The messages between the daemon and a launcher: fixed layouts, little-endian, each checked in full
-//! before anything in it is used. Decoding never panics and never allocates more than the message itself
-//! is long. File descriptors travel beside the message and are counted by the receiver.
-//!
-//! A request is a header of [`REQUEST_LEN`] bytes; a run's strings (root, cwd, arguments, environment,
-//! each ended by a NUL) follow it, or lie in a memfd if they are too long for a datagram. A report
-//! is a header of [`REPORT_LEN`] bytes and, for a command that did not start, the path that failed.
+//! What the daemon asks of a launcher.
 
 use std::ffi::CStr;
 
-const MAGIC: u32 = 0x3158_5742;
+use super::{MAGIC, Malformed, Reader, Writer};
 
 /// Bytes of a request without its strings.
-pub(super) const REQUEST_LEN: usize = 72;
+pub(crate) const REQUEST_LEN: usize = 72;
 /// Strings up to this size travel in the datagram itself; a socket buffer holds three such.
-pub(super) const INLINE_MAX: usize = 60 * 1024;
+pub(crate) const INLINE_MAX: usize = 60 * 1024;
 /// The kernel takes at most 6 MiB of arguments and environment, whatever the limits are.
-pub(super) const STRINGS_MAX: usize = 8 * 1024 * 1024;
-/// Bytes of a report without the path.
-pub(super) const REPORT_LEN: usize = 136;
-/// Longest path in a report.
-pub(super) const PATH_MAX: usize = 4096;
+pub(crate) const STRINGS_MAX: usize = 8 * 1024 * 1024;
 
 const KIND_RUN: u32 = 1;
 const KIND_TERMINATE: u32 = 2;
 const KIND_KILL: u32 = 3;
 const KIND_SWEEP: u32 = 4;
-const KIND_ENDED: u32 = 16;
-const KIND_SWEPT: u32 = 17;
 
 const FLAG_SWITCH: u32 = 1;
 const FLAG_OPEN_FILES: u32 = 2;
@@ -35,17 +23,10 @@ const FLAG_PROCESSES: u32 = 8;
 const FLAG_IN_MEMFD: u32 = 16;
 const FLAGS_KNOWN: u32 = 31;
 
-const FLAG_STOPPED: u32 = 1;
-
-/// A message that breaks the rules; the text says which.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("malformed message: {0}")]
-pub(super) struct Malformed(pub(super) &'static str);
-
 /// What a daemon asks of a launcher. `id` counts the runs of a slot, so that a late message cannot
 /// hit the next run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// Start a command. Two descriptors come with it, standard output and error, and a third that holds the strings
     /// if they are not inline.
     Run(RunHeader),
@@ -59,66 +40,35 @@ pub(super) enum Request {
 
 /// The fixed part of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct RunHeader {
-    pub(super) id: u64,
+pub(crate) struct RunHeader {
+    pub(crate) id: u64,
     /// User and group to become; never 0.
-    pub(super) user: Option<(u32, u32)>,
-    pub(super) open_files: Option<u64>,
-    pub(super) file_size: Option<u64>,
-    pub(super) processes: Option<u64>,
+    pub(crate) user: Option<(u32, u32)>,
+    pub(crate) open_files: Option<u64>,
+    pub(crate) file_size: Option<u64>,
+    pub(crate) processes: Option<u64>,
     /// Arguments, the program's name among them: at least one.
-    pub(super) argc: u32,
+    pub(crate) argc: u32,
     /// Environment entries.
-    pub(super) envc: u32,
+    pub(crate) envc: u32,
     /// Bytes of all strings.
-    pub(super) strings_len: usize,
+    pub(crate) strings_len: usize,
     /// The strings are in the third descriptor.
-    pub(super) in_memfd: bool,
+    pub(crate) in_memfd: bool,
 }
 
 /// The strings of a run, checked.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Strings<'a> {
-    pub(super) root: &'a CStr,
-    pub(super) cwd: &'a CStr,
-    pub(super) argv: Vec<&'a CStr>,
+pub(crate) struct Strings<'a> {
+    pub(crate) root: &'a CStr,
+    pub(crate) cwd: &'a CStr,
+    pub(crate) argv: Vec<&'a CStr>,
     /// `NAME=VALUE` each.
-    pub(super) env: Vec<&'a CStr>,
+    pub(crate) env: Vec<&'a CStr>,
 }
-
-struct Writer(Vec<u8>);
-
-impl Writer {
-    fn u32(&mut self, value: u32) {
-        self.0.extend_from_slice(&value.to_le_bytes());
-    }
-    fn u64(&mut self, value: u64) {
-        self.0.extend_from_slice(&value.to_le_bytes());
-    }
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (head, tail) = self
-            .0
-            .split_first_chunk::<N>()
-            .ok_or(Malformed("too short"))?;
-        self.0 = tail;
-        Ok(*head)
-    }
-    fn u32(&mut self) -> Result<u32, Malformed> {
-        Ok(u32::from_le_bytes(self.take()?))
-    }
-    fn u64(&mut self) -> Result<u64, Malformed> {
-        Ok(u64::from_le_bytes(self.take()?))
-    }
-}
-
 impl Request {
     /// The header, to which inline strings may be appended.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let run = match *self {
             Request::Run(run) => run,
             Request::Terminate { id } | Request::Kill { id } => RunHeader {
@@ -168,7 +118,7 @@ impl Request {
     }
 
     /// Reads one datagram. What follows the header is returned beside the request: the inline strings of a run.
-    pub(super) fn decode(datagram: &[u8]) -> Result<(Request, &[u8]), Malformed> {
+    pub(crate) fn decode(datagram: &[u8]) -> Result<(Request, &[u8]), Malformed> {
         let mut input = Reader(datagram);
         if input.u32()? != MAGIC {
             return Err(Malformed("not a boxwright message"));
@@ -230,7 +180,7 @@ impl Request {
 
 impl<'a> Strings<'a> {
     /// Splits the strings of a run and checks that there are exactly as many as the header says.
-    pub(super) fn decode(run: &RunHeader, bytes: &'a [u8]) -> Result<Self, Malformed> {
+    pub(crate) fn decode(run: &RunHeader, bytes: &'a [u8]) -> Result<Self, Malformed> {
         let count = (run.argc as usize)
             .checked_add(run.envc as usize)
             .and_then(|n| n.checked_add(2))
@@ -271,210 +221,6 @@ impl<'a> Strings<'a> {
             argv,
             env,
         })
-    }
-}
-
-/// What was being done when a command could not be started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u32)]
-pub(super) enum Step {
-    /// The request itself was refused.
-    Request = 1,
-    /// Making the process.
-    Clone,
-    /// A session of its own.
-    Session,
-    /// A resource limit.
-    Limit,
-    /// Opening the input root.
-    Root,
-    /// Becoming the slot's user.
-    User,
-    /// Tying its life to the launcher's.
-    DeathSignal,
-    /// Entering the working directory.
-    Cwd,
-    /// Standard input, output, error.
-    Streams,
-    /// `execve`: all paths were tried, none was there.
-    NotFound,
-    /// `execve`: the file is there, what it names as its interpreter is not.
-    Interpreter,
-    /// `execve`: the file is a directory.
-    Directory,
-    /// `execve`: anything else.
-    Exec,
-}
-
-impl Step {
-    const ALL: [Step; 13] = [
-        Step::Request,
-        Step::Clone,
-        Step::Session,
-        Step::Limit,
-        Step::Root,
-        Step::User,
-        Step::DeathSignal,
-        Step::Cwd,
-        Step::Streams,
-        Step::NotFound,
-        Step::Interpreter,
-        Step::Directory,
-        Step::Exec,
-    ];
-
-    pub(super) fn from_u32(value: u32) -> Option<Step> {
-        Step::ALL.into_iter().find(|step| *step as u32 == value)
-    }
-}
-
-/// What a launcher has to say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Report {
-    /// A run is over and nothing of it is left.
-    Ended(Ended),
-    /// No process of the user is left, or `errno` says why one may be.
-    Swept { id: u64, errno: i32 },
-}
-
-/// The end of a run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Ended {
-    pub(super) id: u64,
-    /// The wait status, for a command that was started.
-    pub(super) status: i32,
-    /// Why it was not started.
-    pub(super) failure: Option<Failure>,
-    /// The launcher had signalled it before it saw it end.
-    pub(super) stopped: bool,
-    /// Nanoseconds since the epoch.
-    pub(super) started: u64,
-    /// Nanoseconds since the epoch.
-    pub(super) finished: u64,
-    /// Of everything that was waited for.
-    pub(super) usage: WireUsage,
-}
-
-/// Where the start failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
-    pub(super) step: Step,
-    pub(super) errno: i32,
-    /// The path of the program that was tried, if it is about one.
-    pub(super) path: Vec<u8>,
-}
-
-/// Resource usage as `wait4` has it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct WireUsage {
-    pub(super) user_us: u64,
-    pub(super) system_us: u64,
-    pub(super) max_rss_kib: u64,
-    pub(super) minor_faults: u64,
-    pub(super) major_faults: u64,
-    pub(super) blocks_in: u64,
-    pub(super) blocks_out: u64,
-    pub(super) voluntary_switches: u64,
-    pub(super) involuntary_switches: u64,
-}
-
-impl Report {
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let (kind, ended, errno) = match self {
-            Report::Ended(ended) => (KIND_ENDED, ended.clone(), 0),
-            Report::Swept { id, errno } => (
-                KIND_SWEPT,
-                Ended {
-                    id: *id,
-                    ..Ended::default()
-                },
-                *errno,
-            ),
-        };
-        let path = ended.failure.as_ref().map_or(&[][..], |f| &f.path);
-        let path = &path[..path.len().min(PATH_MAX)];
-        let mut out = Writer(Vec::with_capacity(REPORT_LEN + path.len()));
-        out.u32(MAGIC);
-        out.u32(kind);
-        out.u64(ended.id);
-        out.u32(ended.status as u32);
-        out.u32(if ended.stopped { FLAG_STOPPED } else { 0 });
-        out.u32(ended.failure.as_ref().map_or(0, |f| f.step as u32));
-        out.u32(ended.failure.as_ref().map_or(errno, |f| f.errno) as u32);
-        out.u64(ended.started);
-        out.u64(ended.finished);
-        let usage = ended.usage;
-        for value in [
-            usage.user_us,
-            usage.system_us,
-            usage.max_rss_kib,
-            usage.minor_faults,
-            usage.major_faults,
-            usage.blocks_in,
-            usage.blocks_out,
-            usage.voluntary_switches,
-            usage.involuntary_switches,
-        ] {
-            out.u64(value);
-        }
-        out.u64(path.len() as u64);
-        out.u64(0);
-        out.0.extend_from_slice(path);
-        out.0
-    }
-
-    pub(super) fn decode(datagram: &[u8]) -> Result<Report, Malformed> {
-        let mut input = Reader(datagram);
-        if input.u32()? != MAGIC {
-            return Err(Malformed("not a boxwright message"));
-        }
-        let kind = input.u32()?;
-        let id = input.u64()?;
-        let status = input.u32()? as i32;
-        let flags = input.u32()?;
-        let step = input.u32()?;
-        let errno = input.u32()? as i32;
-        let started = input.u64()?;
-        let finished = input.u64()?;
-        let usage = WireUsage {
-            user_us: input.u64()?,
-            system_us: input.u64()?,
-            max_rss_kib: input.u64()?,
-            minor_faults: input.u64()?,
-            major_faults: input.u64()?,
-            blocks_in: input.u64()?,
-            blocks_out: input.u64()?,
-            voluntary_switches: input.u64()?,
-            involuntary_switches: input.u64()?,
-        };
-        let path_len = input.u64()?;
-        if input.u64()? != 0 || flags & !FLAG_STOPPED != 0 {
-            return Err(Malformed("unknown flags"));
-        }
-        let path = input.0;
-        if path.len() as u64 != path_len || path.len() > PATH_MAX {
-            return Err(Malformed("the path is cut off"));
-        }
-        match kind {
-            KIND_SWEPT => Ok(Report::Swept { id, errno }),
-            KIND_ENDED => Ok(Report::Ended(Ended {
-                id,
-                status,
-                failure: match step {
-                    0 => None,
-                    step => Some(Failure {
-                        step: Step::from_u32(step).ok_or(Malformed("unknown step"))?,
-                        errno,
-                        path: path.to_vec(),
-                    }),
-                },
-                stopped: flags & FLAG_STOPPED != 0,
-                started,
-                finished,
-                usage,
-            })),
-            _ => Err(Malformed("unknown kind")),
-        }
     }
 }
 
@@ -524,32 +270,6 @@ mod tests {
     }
 
     #[test]
-    fn reports_survive_the_wire() {
-        let report = Report::Ended(Ended {
-            id: 9,
-            status: 0x0700,
-            failure: Some(Failure {
-                step: Step::Exec,
-                errno: 13,
-                path: b"/bin/x".to_vec(),
-            }),
-            stopped: true,
-            started: 1,
-            finished: 2,
-            usage: WireUsage {
-                user_us: 3,
-                involuntary_switches: 11,
-                ..WireUsage::default()
-            },
-        });
-        let datagram = report.encode();
-        assert_eq!(datagram.len(), REPORT_LEN + 6);
-        assert_eq!(Report::decode(&datagram), Ok(report));
-        let swept = Report::Swept { id: 4, errno: 110 };
-        assert_eq!(Report::decode(&swept.encode()), Ok(swept));
-    }
-
-    #[test]
     fn root_is_refused() {
         for (uid, gid) in [(0, 5), (5, 0), (u32::MAX, 5), (5, u32::MAX)] {
             let (mut header, strings) = run();
@@ -596,14 +316,13 @@ mod tests {
         #[test]
         fn noise_is_no_request(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(Request::decode(&bytes).is_err());
-            prop_assert!(Report::decode(&bytes).is_err());
         }
 
         /// A good message with bytes changed and cut: it is read or refused, and what is read keeps the rules.
         #[test]
         fn damage_never_panics(
-            changes in proptest::collection::vec((0usize..REQUEST_LEN + 21, any::<u8>()), 0..6),
-            cut in 0usize..REQUEST_LEN + 22,
+            changes in proptest::collection::vec((0usize..REQUEST_LEN + 20, any::<u8>()), 0..6),
+            cut in 0usize..=REQUEST_LEN + 20,
         ) {
             let (header, strings) = run();
             let mut datagram = Request::Run(header).encode();
@@ -619,22 +338,6 @@ mod tests {
                     prop_assert_eq!(strings.env.len(), run.envc as usize);
                 }
             }
-        }
-
-        #[test]
-        fn damaged_reports_never_panic(
-            changes in proptest::collection::vec((8usize..REPORT_LEN, any::<u8>()), 0..8),
-            path in proptest::collection::vec(any::<u8>(), 0..20),
-        ) {
-            let report = Report::Ended(Ended {
-                failure: Some(Failure { step: Step::Exec, errno: 2, path }),
-                ..Ended::default()
-            });
-            let mut datagram = report.encode();
-            for (at, byte) in changes {
-                datagram[at] = byte;
-            }
-            let _ = Report::decode(&datagram);
         }
     }
 }

@@ -1,0 +1,355 @@
+//! Every kind of failure of the command line has its code and says what is wrong.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+fn boxwright(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_boxwright"));
+    command.args(arguments);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BOXWRIGHT_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs it; asserts the code, and that standard error says all of these.
+fn fails(mut command: Command, code: i32, says: &[&str]) -> Output {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{command:?}: {text}");
+    for word in says {
+        assert!(
+            text.contains(word),
+            "{command:?} does not say {word:?}: {text}"
+        );
+    }
+    output
+}
+
+fn succeeds(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+const DIGEST: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad/3";
+
+#[test]
+fn wrong_usage_is_2() {
+    for (arguments, says) in [
+        (&[][..], "Usage"),
+        (&["build"], "build"),
+        (&["worker", "--concurent-jobs", "8"], "--concurrent-jobs"),
+        (&["worker", "--concurrent-jobs", "0"], "from 1 to 1024"),
+        (&["worker", "--remote", "localhost:50051"], "scheme"),
+        (&["worker", "--remote", "http://me:secret@h:1"], "password"),
+        (&["worker", "--platform", "OSFamily"], "KEY=VALUE"),
+        (&["worker", "--retry-delay", "1 s"], "unit"),
+        (&["worker", "--listen", "127.0.0.1:0"], "--listen"),
+        (&["standalone", "--listen", "8980"], "8980"),
+        (&["standalone", "--log-level", "loud"], "loud"),
+        (&["run"], "COMMAND"),
+        (&["run", "true"], "true"),
+        (&["run", "--output", "../x", "--", "true"], "../x"),
+        (&["run", "--cwd", "/tmp", "--", "true"], "/tmp"),
+        (&["run", "--timeout", "30", "--", "true"], "unit"),
+        (&["cas", "stat"], "DIGESTS"),
+        (&["cas", "get", "abc", "-"], "HASH/SIZE"),
+        (
+            &[
+                "cas",
+                "stat",
+                "--state-dir",
+                "/x",
+                "--remote",
+                "http://h:1",
+                DIGEST,
+            ],
+            "cannot be used with",
+        ),
+    ] {
+        let output = fails(boxwright(arguments), 2, &[says]);
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("secret"));
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_78_and_names_the_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("worker.toml");
+    let path = file.to_str().unwrap();
+    for (text, says) in [
+        (
+            "\nconcurent-jobs = 8",
+            &["worker.toml:2", "did you mean \"concurrent-jobs\"?"][..],
+        ),
+        (
+            "concurrent-jobs = 'eight'",
+            &["worker.toml:1", "concurrent-jobs", "whole number"],
+        ),
+        (
+            "remote = 'localhost:1'",
+            &["worker.toml:1", "remote", "scheme"],
+        ),
+        (
+            "remote = 'http://h:1'\nremote = 'http://h:2'",
+            &["worker.toml:2", "duplicate"],
+        ),
+        (
+            "listen = '127.0.0.1:1'",
+            &["worker.toml:1", "boxwright standalone"],
+        ),
+        ("cas-remote = 'http://h:1'", &["bots-remote is not set"]),
+        (
+            "remote = 'http://h:1'\ncas-quota-high = '1G'\ncas-quota-low = '2G'",
+            &["worker.toml:3", "cas-quota-low"],
+        ),
+        ("[platform\n", &["worker.toml:1", "TOML"]),
+        ("a = \u{7f}", &["worker.toml:1"]),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        fails(
+            boxwright(&["worker", "--config", path, "--check-config"]),
+            78,
+            says,
+        );
+    }
+    std::fs::write(&file, [0xff, 0xfe]).unwrap();
+    fails(boxwright(&["worker", "--config", path]), 78, &["UTF-8"]);
+    fails(
+        boxwright(&["worker", "--config", dir.path().to_str().unwrap()]),
+        78,
+        &["cannot read"],
+    );
+    fails(
+        boxwright(&["worker", "--config", "/nonexistent.toml"]),
+        78,
+        &["/nonexistent.toml"],
+    );
+    fails(boxwright(&["worker"]), 78, &["bots-remote", "--remote"]);
+    let mut command = boxwright(&["worker", "--check-config"]);
+    command.env("BOXWRIGHT_REMOTE", "nowhere");
+    fails(command, 78, &["BOXWRIGHT_REMOTE", "scheme"]);
+}
+
+#[test]
+fn what_is_printed_is_a_good_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("worker.toml");
+    std::fs::write(&file, "remote = 'http://h:1'\nconcurrent-jobs = 3\n").unwrap();
+    let path = file.to_str().unwrap();
+    let mut command = boxwright(&[
+        "worker",
+        "--config",
+        path,
+        "--print-config",
+        "--concurrent-jobs",
+        "5",
+    ]);
+    let printed = succeeds({
+        command.env("BOXWRIGHT_NAME", "from-env");
+        command
+    });
+    for (key, value, origin) in [
+        ("concurrent-jobs", "5", "flag --concurrent-jobs"),
+        ("name", "\"from-env\"", "environment BOXWRIGHT_NAME"),
+        ("remote", "\"http://h:1\"", "worker.toml:1"),
+        ("cas-remote", "\"http://h:1\"", "from remote"),
+        ("log-level", "\"info\"", "default"),
+    ] {
+        let line = printed
+            .lines()
+            .find(|line| line.starts_with(&format!("{key} = ")))
+            .unwrap();
+        assert!(line.contains(value) && line.ends_with(origin), "{line}");
+    }
+    std::fs::write(&file, &printed).unwrap();
+    succeeds(boxwright(&["worker", "--config", path, "--check-config"]));
+}
+
+#[test]
+fn an_absent_remote_is_69() {
+    let nowhere = "unix:/nonexistent/socket";
+    fails(
+        boxwright(&["cas", "stat", "--remote", nowhere, DIGEST]),
+        69,
+        &[nowhere],
+    );
+    fails(
+        boxwright(&["run", "--remote", nowhere, "--", "true"]),
+        69,
+        &[nowhere],
+    );
+}
+
+#[test]
+fn an_unreadable_input_is_66() {
+    let missing = "/nonexistent/input";
+    let remote = "unix:/nonexistent/socket";
+    fails(
+        boxwright(&["run", "--remote", remote, "--input", missing, "--", "true"]),
+        66,
+        &[missing],
+    );
+    fails(
+        boxwright(&["cas", "put", "--remote", remote, missing]),
+        66,
+        &[missing],
+    );
+    fails(
+        boxwright(&["cas", "stat", "--state-dir", missing, DIGEST]),
+        66,
+        &[missing],
+    );
+}
+
+/// A standalone that serves at a socket in `dir`.
+struct Standalone {
+    child: Child,
+    remote: String,
+    log: BufReader<std::process::ChildStderr>,
+}
+
+impl Standalone {
+    fn start(dir: &Path, more: &[&str]) -> Self {
+        let remote = format!("unix:{}/socket", dir.display());
+        let state = dir.join("state");
+        let mut command = boxwright(&["standalone", "--listen", &remote, "--concurrent-jobs", "1"]);
+        command
+            .arg("--state-dir")
+            .arg(&state)
+            .args(more)
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut lines = String::new();
+        while !lines.contains("serving at") {
+            assert!(log.read_line(&mut lines).unwrap() > 0, "it ended: {lines}");
+        }
+        Standalone { child, remote, log }
+    }
+
+    /// Stops it with SIGTERM; what it logged meanwhile.
+    fn stop(mut self) -> (Option<i32>, String) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut self.log, &mut rest).unwrap();
+        (self.child.wait().unwrap().code(), rest)
+    }
+}
+
+impl Drop for Standalone {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_state_directory_in_use_is_75_and_an_address_in_use_69() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Standalone::start(dir.path(), &[]);
+    let state = dir.path().join("state");
+    let state = state.to_str().unwrap();
+    let other = format!("unix:{}/other", dir.path().display());
+    fails(
+        boxwright(&["standalone", "--listen", &other, "--state-dir", state]),
+        75,
+        &[state],
+    );
+    fails(
+        boxwright(&["cas", "stat", "--state-dir", state, DIGEST]),
+        75,
+        &[state],
+    );
+    let elsewhere = dir.path().join("elsewhere");
+    let mut command = boxwright(&["standalone", "--listen", &first.remote, "--state-dir"]);
+    command.arg(elsewhere);
+    fails(command, 69, &["cannot listen", &first.remote]);
+    let (code, log) = { first }.stop();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("drained"), "{log}");
+}
+
+#[test]
+fn json_logs_are_one_object_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, log) = Standalone::start(dir.path(), &["--log-format", "json"]).stop();
+    assert_eq!(code, Some(0));
+    assert!(log.lines().count() > 0);
+    for line in log.lines() {
+        assert!(
+            line.starts_with("{\"timestamp\":\"") && line.ends_with('}'),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn blobs_and_trees_go_in_and_come_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    std::fs::create_dir_all(source.join("bin/empty")).unwrap();
+    std::fs::write(source.join("abc"), "abc").unwrap();
+    std::fs::write(source.join("bin/large"), vec![7; 5 << 20]).unwrap();
+    std::os::unix::fs::symlink("../abc", source.join("bin/link")).unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+
+    // Through a server, and into a store that nobody has open.
+    let server = Standalone::start(dir.path(), &[]);
+    std::fs::create_dir_all(dir.path().join("closed/cas")).unwrap();
+    for flags in [
+        ["--remote".to_owned(), server.remote.clone()],
+        ["--state-dir".to_owned(), path("closed")],
+    ] {
+        let cas = |arguments: &[&str]| {
+            let mut command = boxwright(&["cas"]);
+            command.args(arguments).args(&flags);
+            command
+        };
+        assert_eq!(succeeds(cas(&["put", &path("source/abc")])).trim(), DIGEST);
+        assert_eq!(succeeds(cas(&["get", DIGEST, "-"])), "abc");
+        let root = succeeds(cas(&["put", &path("source")]));
+        let listing = succeeds(cas(&["tree", root.trim(), "--short"]));
+        for line in [
+            "abc",
+            "bin/empty/",
+            "bin/link -> ../abc",
+            "2 files, 5.0MiB in all",
+        ] {
+            assert!(
+                listing.lines().any(|found| found.ends_with(line)),
+                "{line}: {listing}"
+            );
+        }
+        let target = path(&format!("target{}", flags[0]));
+        succeeds(cas(&["get", "--tree", root.trim(), &target]));
+        let target = Path::new(&target);
+        assert_eq!(
+            std::fs::read(target.join("bin/large")).unwrap(),
+            vec![7; 5 << 20]
+        );
+        assert_eq!(
+            std::fs::read_link(target.join("bin/link")).unwrap(),
+            Path::new("../abc")
+        );
+        assert!(target.join("bin/empty").is_dir());
+
+        let stat = succeeds(cas(&["stat", DIGEST, root.trim()]));
+        assert!(
+            stat.contains("text") && stat.contains("Directory"),
+            "{stat}"
+        );
+        let absent = DIGEST.replace("/3", "/4");
+        let output = fails(cas(&["stat", DIGEST, &absent]), 1, &[]);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("missing"));
+        fails(cas(&["get", &absent, "-"]), 1, &["not in the CAS"]);
+        fails(cas(&["tree", DIGEST]), 65, &["Directory"]);
+    }
+}
