@@ -253,14 +253,20 @@ class Lab:
         folder.mkdir()
         return folder
 
-    @contextlib.contextmanager
-    def folder_for_many_files(self):
-        """A folder in memory if there is room for some GiB: disks that discard each freed block take minutes to empty it."""
+    def roomy_folder(self):
+        """A folder for many or large files: in memory if some GiB are free there, for disks that discard each freed block
+        take minutes to empty one. It is removed at the end."""
         memory = Path("/dev/shm")
-        roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
+        roomy = memory.is_dir() and shutil.disk_usage(memory).free > 6 << 30
         folder = Path(tempfile.mkdtemp(prefix="boxwright-peers.", dir=memory if roomy else self.folder))
         folder.chmod(0o755)
         self.elsewhere.append(folder)
+        return folder
+
+    @contextlib.contextmanager
+    def room(self):
+        """A roomy folder that is removed before the next scenario."""
+        folder = self.roomy_folder()
         try:
             yield folder
         finally:
@@ -361,8 +367,9 @@ class Lab:
         if "buildgrid" not in self.shared:
             self.need("buildgrid")
             port = free_port()
+            self.buildgrid_state = self.roomy_folder()
             environment = dict(os.environ, BGD_KEEPALIVE=str(KEEPALIVE), BGD_REAP="1")
-            process = self.spawn("buildgrid", [HERE / "buildgrid-up", port, self.folder / "buildgrid"], env=environment)
+            process = self.spawn("buildgrid", [HERE / "buildgrid-up", port, self.buildgrid_state], env=environment)
             self.shared["buildgrid"] = process
             self.shared["buildgrid port"] = port
             wait_for(lambda: "READY" in process.log() or not process.running(), 180, "BuildGrid")
@@ -374,7 +381,7 @@ class Lab:
         return f"http://127.0.0.1:{self.shared['buildgrid port']}"
 
     def buildgrid_server_pid(self):
-        return int((self.folder / "buildgrid" / "bgd.pid").read_text())
+        return int((self.buildgrid_state / "bgd.pid").read_text())
 
     @contextlib.contextmanager
     def worker(self, jobs=1, state=None):
