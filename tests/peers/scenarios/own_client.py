@@ -81,6 +81,17 @@ def run_and_cas_on_a_standalone(lab):
         expect(os.access(copy / "folder" / "tool", os.X_OK), "the tool is not executable any more")
 
 
+def run_with_blake3(lab):
+    made = lab.fresh_folder("outputs")
+    arguments = ["--digest-function", "blake3", "--input", small_input(lab), "--output", "copy", "--output-dir", made]
+    with lab.standalone() as server:
+        command = ["run", "--remote", server.url, *arguments, "--", "sh", "-c", "cp -r folder copy; date +%N"]
+        first, second = client(lab, *command), client(lab, *command)
+        expect_equal((first[0], second[0]), (0, 0), "exit statuses")
+        expect_equal(second[1], first[1], "stdout of the second run, which is the first one's from the cache")
+        expect(os.access(made / "copy" / "tool", os.X_OK), "the output copy/tool is not there as an executable")
+
+
 def run_on_buildgrid(lab):
     made = lab.fresh_folder("outputs")
     remote = lab.buildgrid()
@@ -234,6 +245,7 @@ SCENARIOS = [
     run_without_a_remote_starts_a_standalone_of_its_own,
     run_over_a_unix_socket,
     run_and_cas_on_a_standalone,
+    run_with_blake3,
     run_on_buildgrid,
     run_that_is_interrupted_cancels,
     run_with_a_timeout,
