@@ -123,14 +123,9 @@ class Process:
         with open(self.log_path, "ab") as log:
             log.write(f"$ {' '.join(map(str, argv))}\n".encode())
             log.flush()
-            self.popen = subprocess.Popen(
-                [str(a) for a in argv],
-                stdin=more.pop("stdin", subprocess.DEVNULL),
-                stdout=more.pop("stdout", log),
-                stderr=log,
-                start_new_session=True,
-                **more,
-            )
+            more.setdefault("stdin", subprocess.DEVNULL)
+            more.setdefault("stdout", log)
+            self.popen = lab.start(argv, stderr=log, **more)
         self.pid = self.popen.pid
 
     def log(self):
@@ -206,9 +201,12 @@ class Lab:
         self.folder.chmod(0o755)
         self.boxwright = boxwright
         self.logs = []
+        self.elsewhere = []
         self.count = self.daemons = 0
         self.shared = {}
         self.preparations = {}
+        self.own, self.starting = set(), threading.Lock()
+        threading.Thread(target=self.reap_for_ever, daemon=True).start()
 
     # -- what the machine has --------------------------------------------------------------------
 
@@ -218,7 +216,7 @@ class Lab:
 
         def run():
             with open(log_path, "ab") as log:
-                code = subprocess.call(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+                code = self.start(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log).wait()
             said = log_path.read_text(errors="replace").strip().splitlines()
             self.preparations[what][1] = (code, said[-1] if said else f"exit status {code}")
 
@@ -255,6 +253,32 @@ class Lab:
         folder.mkdir()
         return folder
 
+    def roomy_folder(self):
+        """A folder for many or large files: in memory if some GiB are free there, for disks that discard each freed block
+        take minutes to empty one. It is removed at the end."""
+        memory = Path("/dev/shm")
+        roomy = memory.is_dir() and shutil.disk_usage(memory).free > 6 << 30
+        folder = Path(tempfile.mkdtemp(prefix="boxwright-peers.", dir=memory if roomy else self.folder))
+        folder.chmod(0o755)
+        self.elsewhere.append(folder)
+        return folder
+
+    @contextlib.contextmanager
+    def room(self):
+        """A roomy folder that is removed before the next scenario."""
+        folder = self.roomy_folder()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def start(self, argv, **more):
+        """A child of ours, in a session of its own."""
+        with self.starting:
+            popen = subprocess.Popen([str(a) for a in argv], start_new_session=True, **more)
+            self.own.add(popen.pid)
+            return popen
+
     def spawn(self, stem, argv, **more):
         return Process(self, self.name(stem), argv, **more)
 
@@ -263,10 +287,9 @@ class Lab:
         name = self.name(stem)
         log_path = self.folder / f"{name}.log"
         self.logs.append(log_path)
-        argv = [str(a) for a in argv]
         out, err = self.folder / f"{name}.out", self.folder / f"{name}.err"
         with open(out, "wb") as o, open(err, "wb") as e:
-            popen = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=o, stderr=e, start_new_session=True, **more)
+            popen = self.start(argv, stdin=subprocess.DEVNULL, stdout=o, stderr=e, **more)
             try:
                 code = popen.wait(seconds)
             except subprocess.TimeoutExpired:
@@ -274,7 +297,7 @@ class Lab:
                 popen.wait()
                 code = None
         stdout, stderr = out.read_text(errors="replace"), err.read_text(errors="replace")
-        log_path.write_text(f"$ {' '.join(argv)}\n{stdout}{stderr}[exit status {code}]\n")
+        log_path.write_text(f"$ {' '.join(map(str, argv))}\n{stdout}{stderr}[exit status {code}]\n")
         out.unlink()
         err.unlink()
         expect(code is not None, f"{stem} did not end within {seconds} s")
@@ -295,17 +318,17 @@ class Lab:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            self.reap()
             time.sleep(0.05)
-        self.reap()
 
-    def reap(self):
-        """Collects the orphans that ended; what is shared is waited for by its Popen."""
-        shared = {process.pid for process in self.shared_processes()}
-        for pid, parent, state in process_table():
-            if state == "Z" and parent == os.getpid() and pid not in shared:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
+    def reap_for_ever(self):
+        """Collects orphans that ended, so that whoever waits for their death sees it; our own are left to their Popen."""
+        while True:
+            with self.starting:
+                for pid, parent, state in process_table():
+                    if state == "Z" and parent == os.getpid() and pid not in self.own:
+                        with contextlib.suppress(ChildProcessError):
+                            os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.1)
 
     def shared_processes(self):
         return [thing for thing in self.shared.values() if isinstance(thing, Process)]
@@ -324,6 +347,19 @@ class Lab:
         self.daemons += 1
         return ["--first-uid", 0x71000000 + (os.getpid() & 0x3FFF) * 0x400 + self.daemons * 0x8]
 
+    # -- the Debian sid root -------------------------------------------------------------------------
+
+    def sid(self, folder="/"):
+        """What to put before a command that is to run in the sid root, in `folder`. All such commands share one mount
+        namespace: Bazel takes a server for a stale one when it is in another."""
+        self.need("sid")
+        if "sid" not in self.shared:
+            holder = self.spawn("sid", [HERE / "sid-run", "sh", "-c", "echo READY; exec sleep infinity"])
+            wait_for(lambda: "READY\n" in holder.log() or not holder.running(), 30, "the sid root")
+            expect(holder.running(), f"the sid root cannot be entered: {holder.log()}")
+            self.shared["sid"] = holder
+        return ["nsenter", "--target", self.shared["sid"].pid, "--mount", "--root", "env", "-C", folder]
+
     # -- BuildGrid -------------------------------------------------------------------------------
 
     def buildgrid(self):
@@ -331,8 +367,9 @@ class Lab:
         if "buildgrid" not in self.shared:
             self.need("buildgrid")
             port = free_port()
+            self.buildgrid_state = self.roomy_folder()
             environment = dict(os.environ, BGD_KEEPALIVE=str(KEEPALIVE), BGD_REAP="1")
-            process = self.spawn("buildgrid", [HERE / "buildgrid-up", port, self.folder / "buildgrid"], env=environment)
+            process = self.spawn("buildgrid", [HERE / "buildgrid-up", port, self.buildgrid_state], env=environment)
             self.shared["buildgrid"] = process
             self.shared["buildgrid port"] = port
             wait_for(lambda: "READY" in process.log() or not process.running(), 180, "BuildGrid")
@@ -344,12 +381,12 @@ class Lab:
         return f"http://127.0.0.1:{self.shared['buildgrid port']}"
 
     def buildgrid_server_pid(self):
-        return int((self.folder / "buildgrid" / "bgd.pid").read_text())
+        return int((self.buildgrid_state / "bgd.pid").read_text())
 
     @contextlib.contextmanager
-    def worker(self, jobs=1, remote=None, extra=(), state=None):
+    def worker(self, jobs=1, state=None):
         """A worker on BuildGrid, drained at the end."""
-        process = self.start_worker(jobs, remote, extra, state)
+        process = self.start_worker(jobs, state)
         try:
             yield process
         finally:
@@ -358,23 +395,23 @@ class Lab:
                 process.signal(signal.SIGTERM)
                 process.stop()
 
-    def start_worker(self, jobs=1, remote=None, extra=(), state=None):
+    def start_worker(self, jobs=1, state=None):
         return self.spawn(
             "worker",
-            [self.boxwright, "worker", "--remote", remote or self.buildgrid(), "--instance", "main",
-             "--concurrent-jobs", jobs, "--state-dir", state or self.fresh_folder("worker-state"), "--log-level", "info", *self.own_uids(), *extra],
+            [self.boxwright, "worker", "--remote", self.buildgrid(), "--instance", "main",
+             "--concurrent-jobs", jobs, "--state-dir", state or self.fresh_folder("worker-state"), "--log-level", "info", *self.own_uids()],
         )  # fmt: skip
 
     # -- standalone ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def standalone(self, within=(), listen=None, extra=()):
-        """A standalone server; `within` is a program that it is run by, such as sid-run."""
+    def standalone(self, within=(), listen=None, state=None):
+        """A standalone server; `within` is what it is run by, such as `sid()`."""
         port = free_port()
         process = self.spawn(
             "standalone",
             [*within, self.boxwright, "standalone", "--listen", listen or f"127.0.0.1:{port}",
-             "--state-dir", self.fresh_folder("standalone-state"), *self.own_uids(), *extra],
+             "--state-dir", state or self.fresh_folder("standalone-state"), *self.own_uids()],
         )  # fmt: skip
         process.url = listen or f"http://127.0.0.1:{port}"
         process.address = f"127.0.0.1:{port}"
@@ -423,7 +460,7 @@ class Bazel:
         base = lab.fresh_folder(stem)
         self.workspace = base / "workspace"
         shutil.copytree(HERE / "workspaces" / "bazel", self.workspace)
-        self.command = [*command, "--nohome_rc", f"--output_user_root={base / 'root'}", "--max_idle_secs=600"]
+        self.command = [*command(self.workspace), "--nohome_rc", f"--output_user_root={base / 'root'}", "--max_idle_secs=600"]
         self.renew()
 
     def renew(self, text=None):

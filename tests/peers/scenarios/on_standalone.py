@@ -3,18 +3,14 @@
 The sid clients bring their own compiler along as host tools, so that the standalone runs inside the same root as they do.
 """
 
-import subprocess
-
-from .lab import HERE, Bazel, expect, expect_equal
+from .lab import Bazel, expect, expect_equal
 from .on_buildgrid import bazel_4_repositories
-
-SID = [HERE / "sid-run"]
 
 
 def bazel_4(lab):
     program = lab.need_program("bazel")
     if "bazel 4 alone" not in lab.shared:
-        lab.shared["bazel 4 alone"] = Bazel(lab, "bazel-4-alone", [program], [*bazel_4_repositories(), "--jobs=8"])
+        lab.shared["bazel 4 alone"] = Bazel(lab, "bazel-4-alone", lambda _: [program], [*bazel_4_repositories(), "--jobs=8"])
     return lab.shared["bazel 4 alone"]
 
 
@@ -33,11 +29,15 @@ def bazel_7(lab):
             "platforms": f"{shipped}/tools/platforms",
         }
         flags = [f"--override_repository={name}={path}" for name, path in repositories.items()]
-        lab.shared["bazel 7"] = Bazel(lab, "bazel-7", [*SID, "bazel"], ["--noenable_bzlmod", "--jobs=8", *flags])
+        # Debian's Bazel does not look where Debian's zstd library is.
+        zstd = lab.run("find-zstd", [*lab.sid(), "sh", "-c", "echo /usr/lib/*/libzstd-jni.so"])[1].strip()
+        startup = ["bazel", f"--host_jvm_args=-DZstdNativePath={zstd}"]
+        flags += ["--noenable_bzlmod", "--jobs=8"]
+        lab.shared["bazel 7"] = Bazel(lab, "bazel-7", lambda folder: [*lab.sid(folder), *startup], flags)
     return lab.shared["bazel 7"]
 
 
-def built(client, said, code, target="hello"):
+def built(client, said, code):
     expect_equal(code, 0, "exit status of bazel")
     return client.processes(said)
 
@@ -49,14 +49,14 @@ def standalone_bazel_4_builds(lab):
         code, said = client.build(server.url, "//:upper", "//:hello")
         found = built(client, said, code)
         expect(found.get("remote", 0) >= 4, f"four remote processes, not {found}")
-    said = subprocess.run([client.output("hello")], capture_output=True, text=True, timeout=20).stdout
+    said = lab.run("hello", [client.output("hello")])[1]
     expect_equal(said, "Hello, worker!\n", "output of the program that was built")
 
 
 def standalone_bazel_7_genrule(lab):
     client = bazel_7(lab)
     client.renew("some text")
-    with lab.standalone(within=SID) as server:
+    with lab.standalone(within=lab.sid()) as server:
         code, said = client.build(server.url, "//:upper", "//:nested")
         expect_equal(built(client, said, code).get("remote"), 2, "remote processes")
     expect_equal(client.output("upper.txt").read_text(), "SOME TEXT\n", "upper.txt")
@@ -65,11 +65,11 @@ def standalone_bazel_7_genrule(lab):
 
 def standalone_bazel_7_cc_binary_then_all_from_cache(lab):
     client = bazel_7(lab)
-    with lab.standalone(within=SID) as server:
+    with lab.standalone(within=lab.sid()) as server:
         code, said = client.build(server.url, "//:hello")
         found = built(client, said, code)
         expect(found.get("remote", 0) >= 3, f"three remote processes, not {found}")
-        said = lab.run("hello", [*SID, client.workspace / "bazel-bin" / "hello"])[1]
+        said = lab.run("hello", [*lab.sid(), client.output("hello")])[1]
         expect_equal(said, "Hello, worker!\n", "output of the program that was built")
         client.clean()
         code, said = client.build(server.url, "//:hello")
@@ -82,7 +82,7 @@ def standalone_bazel_7_failing_genrule_is_not_cached(lab):
     client = bazel_7(lab)
     client.renew()
     stamps = []
-    with lab.standalone(within=SID) as server:
+    with lab.standalone(within=lab.sid()) as server:
         for _ in range(2):
             code, said = client.build(server.url, "//:fails")
             expect_equal(code, 1, "exit status of bazel")
@@ -97,7 +97,7 @@ def standalone_bazel_7_without_the_bytes(lab):
     client = bazel_7(lab)
     client.clean()
     client.renew()
-    with lab.standalone(within=SID) as server:
+    with lab.standalone(within=lab.sid()) as server:
         code, said = client.build(server.url, "//:hello", "//:upper", "--remote_download_minimal")
         expect(built(client, said, code).get("remote", 0) >= 4, "four remote processes")
         expect(not client.output("upper.txt").exists(), "an output was downloaded in spite of --remote_download_minimal")
@@ -111,7 +111,7 @@ def standalone_bazel_7_with_compression(lab):
     client.clean()
     client.renew("compress me " * 100_000)
     compressed = ["--remote_cache_compression", "--experimental_remote_cache_compression_threshold=100"]
-    with lab.standalone(within=SID) as server:
+    with lab.standalone(within=lab.sid()) as server:
         code, said = client.build(server.url, "//:upper", "//:hello", *compressed)
         expect(built(client, said, code).get("remote", 0) >= 4, "four remote processes")
         expect_equal(client.output("upper.txt").read_text(), "COMPRESS ME " * 100_000 + "\n", "upper.txt")
@@ -122,42 +122,41 @@ def standalone_bazel_7_with_compression(lab):
 
 
 def standalone_recc_compiles_then_hits_the_cache(lab):
-    lab.need("sid")
     project = lab.fresh_folder("recc")
     (project / "unit.c").write_text('#include "unit.h"\nint answer(void) { return ANSWER; }\n')
     (project / "unit.h").write_text("#define ANSWER 42\n")
-    with lab.standalone(within=SID) as server:
-        settings = [f"RECC_SERVER={server.url}", "RECC_FORCE_REMOTE=1", "RECC_LOG_LEVEL=debug"]
+    with lab.standalone(within=lab.sid()) as server:
+        settings = [f"RECC_SERVER={server.url}", "RECC_LOG_LEVEL=debug"]
         outcomes = []
         for number in range(2):
-            command = ["env", "-C", project, *settings, "recc", "/usr/bin/gcc", "-c", "unit.c", "-o", f"unit.o"]
-            code, out, err = lab.run("recc", [*SID, *command])
+            command = [*lab.sid(project), *settings, "recc", "/usr/bin/gcc", "-c", "unit.c", "-o", "unit.o"]
+            code, out, err = lab.run("recc", command)
             expect_equal(code, 0, f"exit status of recc, run {number + 1}")
             expect_equal((project / "unit.o").read_bytes()[:4], b"\x7fELF", "first bytes of unit.o")
             (project / "unit.o").unlink()
             outcomes.append(out + err)
         hit = "Action Cache hit"
+        expect("Executing action remotely" in outcomes[0], f"recc did not execute remotely: {outcomes[0][-1000:]}")
         expect(hit not in outcomes[0], "the first compilation was answered from the cache")
         expect(hit in outcomes[1], f"recc speaks of no cache hit in its second run: {outcomes[1][-1000:]}")
 
 
 def standalone_trexe_and_the_cas_tools(lab):
-    lab.need("sid")
     folder, back, ours = lab.fresh_folder("tools"), lab.fresh_folder("back"), lab.fresh_folder("ours")
     (folder / "sub").mkdir()
     (folder / "sub" / "text").write_text("uploaded by casupload\n")
-    with lab.standalone(within=SID) as server:
+    with lab.standalone(within=lab.sid()) as server:
         digest = folder / "digest"
-        code, _, err = lab.run("casupload", [*SID, "casupload", f"--remote={server.url}", f"--output-digest-file={digest}", folder / "sub"])
+        code, _, err = lab.run("casupload", [*lab.sid(), "casupload", f"--remote={server.url}", f"--output-digest-file={digest}", folder / "sub"])
         expect_equal(code, 0, f"exit status of casupload ({err})")
         root = digest.read_text().strip()
-        code, _, err = lab.run("casdownload", [*SID, "casdownload", f"--remote={server.url}", f"--destination-dir={back}", f"--root-digest={root}"])
+        code, _, err = lab.run("casdownload", [*lab.sid(), "casdownload", f"--remote={server.url}", f"--destination-dir={back}", f"--root-digest={root}"])
         expect_equal(code, 0, f"exit status of casdownload ({err})")
         expect_equal((back / "text").read_text(), "uploaded by casupload\n", "text as casdownload brought it")
         code, _, _ = lab.run("boxwright", [lab.boxwright, "cas", "get", "--tree", "--remote", server.url, root, ours / "sub"])
         expect_equal(code, 0, "exit status of boxwright cas get")
         expect_equal((ours / "sub" / "text").read_text(), "uploaded by casupload\n", "text as boxwright brought it")
-        code, out, err = lab.run("trexe", [*SID, "trexe", f"--remote={server.url}", f"--input-path={folder / 'sub'}", "/bin/cat", "text"])
+        code, out, err = lab.run("trexe", [*lab.sid(), "trexe", f"--remote={server.url}", f"--input-path={folder / 'sub'}", "/bin/cat", "text"])
         expect_equal(code, 0, f"exit status of trexe ({err})")
         expect("uploaded by casupload" in out + err, f"trexe does not show the action's output: {out}{err}")
 
