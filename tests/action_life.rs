@@ -113,13 +113,22 @@ async fn a_timeout_keeps_the_partial_result() {
         ..action(command, bench.root(&[]))
     };
     let finished = bench.run_action(action, CancellationToken::new()).await;
-    assert_eq!(finished.ending, Ending::TimedOut { after: 1 });
+    assert_eq!(
+        finished.ending,
+        Ending::TimedOut {
+            after: Duration::from_secs(1),
+            bound_of: "its action"
+        }
+    );
     assert!(!finished.cacheable);
     let result = finished.result.unwrap();
     assert_eq!(&result.stdout_raw[..], b"begun\n");
     assert_eq!(result.output_files.len(), 1);
     assert_ne!(result.exit_code, 0);
-    assert!(String::from_utf8_lossy(&result.stderr_raw).contains("timeout of 1 s"));
+    assert!(
+        String::from_utf8_lossy(&result.stderr_raw)
+            .contains("longer than the 1s that its action allows")
+    );
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::ending::timed_out;
 use super::publish::{self, Stream};
 use super::resolve::{self, Resolved};
 use super::{Ending, Finished, LiveOutput, Settings};
@@ -193,7 +194,7 @@ impl Runner {
             env: resolved.command.env.clone(),
             root: staged.path().to_owned(),
             cwd: (&resolved.command.working_directory).into(),
-            timeout: resolved.timeout,
+            timeout: resolved.timeout.map(|(length, _)| length),
             grace: settings.grace,
             limits: settings.limits.clone(),
             stdout: stream(&journey.lease.stdout_stream),
@@ -371,18 +372,13 @@ fn conclude(outcome: &Outcome, resolved: &Resolved, keep: u64) -> (Ending, i32, 
             format!("boxwright: {message}\n"),
         ),
         End::TimedOut => {
-            let after = resolved.timeout.unwrap_or_default();
+            let (after, bound_of) = resolved.timeout.unwrap_or_default();
             let notice = format!(
-                "\nboxwright: the command was killed after its timeout of {} s\n",
-                after.as_secs_f64()
+                "\nboxwright: {}; it was killed\n",
+                timed_out(after, bound_of)
             );
-            (
-                Ending::TimedOut {
-                    after: after.as_secs(),
-                },
-                128 + libc::SIGKILL,
-                notice,
-            )
+            let ending = Ending::TimedOut { after, bound_of };
+            (ending, 128 + libc::SIGKILL, notice)
         }
         End::Cancelled => (Ending::Cancelled, 128 + libc::SIGTERM, String::new()),
     };

@@ -28,7 +28,7 @@ use prost::Message;
 use prost_types::Any;
 use tonic::Code;
 
-use crate::action::ending::KILLED_BY_ANOTHER;
+use crate::action::ending::{KILLED_BY_ANOTHER, timed_out};
 use crate::action::{Ending, Finished};
 use crate::reapi::any::pack;
 use crate::reapi::proto::{re, rpc};
@@ -81,11 +81,8 @@ pub(super) fn report(finished: Finished) -> Report {
             result.map(partial),
         ),
         Ending::Signalled(signal) => return ran(128 + signal, result),
-        Ending::TimedOut { after } => (
-            status(
-                Code::DeadlineExceeded,
-                format!("the command ran longer than the {after} s that its action allows"),
-            ),
+        Ending::TimedOut { after, bound_of } => (
+            status(Code::DeadlineExceeded, timed_out(after, bound_of)),
             Some(partial(result.unwrap_or_default())),
         ),
         Ending::OutOfMemory => (
@@ -210,7 +207,10 @@ mod tests {
             (Ending::Signalled(11), Code::Ok, Some(139)),
             (Ending::Signalled(9), Code::FailedPrecondition, Some(137)),
             (
-                Ending::TimedOut { after: 3 },
+                Ending::TimedOut {
+                    after: std::time::Duration::from_secs(3),
+                    bound_of: "its action",
+                },
                 Code::DeadlineExceeded,
                 Some(137),
             ),
@@ -261,7 +261,10 @@ mod tests {
         }
         let timed_out = report(Finished {
             result: None,
-            ..finished(Ending::TimedOut { after: 1 })
+            ..finished(Ending::TimedOut {
+                after: std::time::Duration::from_secs(1),
+                bound_of: "its action",
+            })
         });
         assert_eq!(result(&timed_out).unwrap().exit_code, KILLED);
     }
