@@ -1,16 +1,19 @@
 //! The last phase: the streams of a command as part of its result, and every blob of the result
 //! where the client will look for it.
 
-use std::fs::OpenOptions;
-use std::io::{Read, Seek, Write};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::fs::CWD;
 
 use crate::cas::{CasError, LocalStore, Pins};
 use crate::reapi::{Digest, DigestFunction};
 use crate::sandbox::Captured;
+use crate::tree::{READ_BUFFER, digest_file};
 
 /// One output stream, ready for an ActionResult: inside it, or a blob.
 #[derive(Debug, Default)]
@@ -53,9 +56,19 @@ pub(super) fn keep_stream(
             })
         }
         Captured::File { path, .. } => {
-            let digest = append_and_hash(&path, notice, function)?;
+            let failed = |source| CasError::Disk {
+                action: "read back",
+                object: format!("output stream {}", path.display()),
+                source,
+            };
+            let file = append(&path, notice).map_err(failed)?;
+            // Whoever still writes to the stream must not do so in the store.
+            let sealed = store.seal(file.as_fd(), false)?;
+            let mut buffer = vec![0; READ_BUFFER];
+            let digest = digest_file(&file, function, &mut buffer).map_err(failed)?;
             let pins = store.pin([digest]);
-            store.adopt(digest, &path, false)?;
+            let name = path.as_os_str();
+            store.adopt_at(digest, CWD, name, file.as_fd(), false, &sealed)?;
             Ok(Stream {
                 digest: Some(digest),
                 _pins: Some(pins),
@@ -65,29 +78,13 @@ pub(super) fn keep_stream(
     }
 }
 
-fn append_and_hash(
-    path: &Path,
-    notice: &str,
-    function: DigestFunction,
-) -> Result<Digest, CasError> {
-    let run = || -> std::io::Result<Digest> {
-        let mut file = OpenOptions::new().read(true).append(true).open(path)?;
+/// Appends the notice and opens the stream for reading; it is not open for writing any more.
+fn append(path: &Path, notice: &str) -> std::io::Result<File> {
+    if !notice.is_empty() {
+        let mut file = OpenOptions::new().append(true).open(path)?;
         file.write_all(notice.as_bytes())?;
-        file.rewind()?;
-        let mut hasher = function.hasher();
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(hasher.finish()),
-                n => hasher.update(&buffer[..n]),
-            }
-        }
-    };
-    run().map_err(|source| CasError::Disk {
-        action: "read back",
-        object: format!("output stream {}", path.display()),
-        source,
-    })
+    }
+    File::open(path)
 }
 
 /// What is to be said of a command whose output was cut; `None` if all of it was kept.

@@ -83,15 +83,38 @@ impl InputRoots for Staged {
     }
 
     async fn stage(&self, request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError> {
-        let pins = match self.place.cas.fetch(&request.tree.blobs()).await {
-            Ok(pins) => pins,
+        let request = Arc::new(request);
+        let pins = self.fetch(&request).await?;
+        match self.place(&request, pins).await {
+            // They were here a moment ago, but their files are gone: somebody removed them by hand. The store
+            // knows by now, and what the remote has is fetched again.
+            Err(InputError::Missing(_)) => {
+                let pins = self.fetch(&request).await?;
+                self.place(&request, pins).await
+            }
+            other => other,
+        }
+    }
+}
+
+impl Staged {
+    async fn fetch(&self, request: &StageRequest) -> Result<Pins, InputError> {
+        match self.place.cas.fetch(&request.tree.blobs()).await {
+            Ok(pins) => Ok(pins),
             Err(CasError::Missing(digests)) => {
                 let missing = named(&request.tree, digests);
-                return Err(InputError::Missing(missing));
+                Err(InputError::Missing(missing))
             }
-            Err(error) => return Err(error.into()),
-        };
-        let place = self.place.clone();
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn place(
+        &self,
+        request: &Arc<StageRequest>,
+        pins: Pins,
+    ) -> Result<Box<dyn StagedRoot>, InputError> {
+        let (place, request) = (self.place.clone(), request.clone());
         // One blocking call for the whole tree: a hand-over per file would cost more than the file.
         let root = blocking("stage", move || Root::stage(place, &request, pins)).await?;
         Ok(Box::new(root))

@@ -1,4 +1,4 @@
-//! Hashing files and handing them to the local store, some dozens at a time.
+//! Sealing and hashing files, and handing them to the local store, some dozens at a time.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -109,6 +109,17 @@ impl<'s> Take<'s> {
         }
         let pending = std::mem::take(&mut self.pending);
         let bytes = std::mem::take(&mut self.bytes);
+        let mut sealed = Vec::with_capacity(pending.len());
+        for pending in &pending {
+            // Before it is hashed: what the hash says must stay true. Nobody adopts an empty file.
+            sealed.push(match pending.size {
+                0 => None,
+                _ => {
+                    let executable = found.files[pending.number].executable;
+                    Some(self.store.seal(pending.file.as_fd(), executable)?)
+                }
+            });
+        }
         let digests = self.hash(&pending, bytes)?;
         for (pending, digest) in pending.iter().zip(&digests) {
             if digest.size() != pending.size {
@@ -117,14 +128,17 @@ impl<'s> Take<'s> {
             found.files[pending.number].digest = *digest;
         }
         let mut missing = self.taken.expect(self.store, digests.iter().copied());
-        for (pending, digest) in pending.iter().zip(digests) {
-            if missing.remove(&digest) {
+        for ((pending, digest), sealed) in pending.iter().zip(digests).zip(&sealed) {
+            if let Some(sealed) = sealed
+                && missing.remove(&digest)
+            {
                 self.store.adopt_at(
                     digest,
                     pending.directory.as_fd(),
                     OsStr::new(&*pending.name),
                     pending.file.as_fd(),
                     found.files[pending.number].executable,
+                    sealed,
                 )?;
             }
         }
