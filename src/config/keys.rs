@@ -159,7 +159,7 @@ keys! {
         "inputs": Kind::Choice(&["staged"]), Is("staged"),
             "How input trees are shown. staged: hard links, clones or copies in a directory per action";
         "first-uid": Kind::Number(1, 0x7fff_0000), Is("1879048192"),
-            "Slot N of a root daemon runs as uid and gid FIRST-UID+N, or above if another boxwright of this host has those; no other software may use them";
+            "Slot N of a root daemon runs as uid and gid FIRST-UID+N, and as many ids above those are for killing what runs; or above if another boxwright of this host has those. No other software may use them";
         "default-timeout": time(1000, true, None), Is("4h"),
             "For actions that name no timeout";
         "max-timeout": time(1000, true, None), Is("24h"),
