@@ -43,7 +43,10 @@ impl Session {
         };
         match answer {
             Ok(response) => self.created(response),
-            Err(status) => self.judge(&status, refusal::of_create(&status, &self.config.instance)),
+            Err(status) => {
+                let verdict = refusal::of_create(&status, &self.config, self.epoch == 0);
+                self.judge(&status, verdict)
+            }
         }
     }
 
@@ -233,8 +236,11 @@ impl Session {
                 "the scheduler at {endpoint} does not let this worker in ({what}); \
                  check its credentials. Trying again every {delay:?}"
             ),
-            _ => {
+            _ if slow || refusal::is_silence(status) => {
                 tracing::warn!("the scheduler at {endpoint} does not answer ({what}); trying again")
+            }
+            _ => {
+                tracing::warn!("the scheduler at {endpoint} refuses our calls ({what}); trying again")
             }
         }
     }
