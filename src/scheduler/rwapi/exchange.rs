@@ -91,9 +91,12 @@ impl Session {
             bot_session: Some(session),
             update_mask: None,
         });
-        request.set_timeout(match self.is_idle() {
-            true => self.clock.idle_deadline(),
-            false => self.clock.deadline(),
+        request.set_timeout(if self.is_idle() {
+            self.clock.idle_deadline()
+        } else if ends.is_empty() && self.leases.len() > 0 {
+            self.clock.busy_deadline()
+        } else {
+            self.clock.deadline()
         });
         metadata::add_identity(request.metadata_mut(), &self.bot_id);
         metadata::add_progress(request.metadata_mut(), self.leases.in_progress());
@@ -240,7 +243,9 @@ impl Session {
                 tracing::warn!("the scheduler at {endpoint} does not answer ({what}); trying again")
             }
             _ => {
-                tracing::warn!("the scheduler at {endpoint} refuses our calls ({what}); trying again")
+                tracing::warn!(
+                    "the scheduler at {endpoint} refuses our calls ({what}); trying again"
+                )
             }
         }
     }

@@ -160,7 +160,11 @@ mod tests {
             Status::unknown("x"),
             Status::resource_exhausted("Concurrent RPC limit exceeded!"),
         ] {
-            assert_eq!(of_create(&status, &config, true), Verdict::Again(None), "{status}");
+            assert_eq!(
+                of_create(&status, &config, true),
+                Verdict::Again(None),
+                "{status}"
+            );
             assert_eq!(of_update(&status), Verdict::Again(None), "{status}");
         }
         assert_eq!(
