@@ -88,7 +88,15 @@ fn rwapi(config: &WorkerConfig) -> RwapiConfig {
         instance: config.instance.clone(),
         bot_name: Some(config.host.name.clone()),
         platform: config.host.platform.clone(),
+        labels: [
+            ("boxwright-sandbox", config.host.sandbox.name()),
+            ("boxwright-inputs", config.host.inputs.name()),
+            ("boxwright-version", env!("CARGO_PKG_VERSION")),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into(),
         capacity: config.host.slots,
+        priority: config.priority,
         ..RwapiConfig::new(config.bots.clone())
     }
 }
