@@ -100,3 +100,27 @@ fn rwapi(config: &WorkerConfig) -> RwapiConfig {
         ..RwapiConfig::new(config.bots.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::keys::Program;
+    use crate::config::settings::tests::host;
+    use crate::config::{file, settings::Settings};
+
+    #[test]
+    fn the_scheduler_is_told_the_isolation_level_and_the_priority() {
+        let layer = file::parse("remote = 'http://h:1'\npriority = 3").unwrap();
+        let settings = Settings::resolve(Program::Worker, vec![layer], &host()).unwrap();
+        let told = rwapi(&WorkerConfig::new(&settings).unwrap());
+        assert_eq!(told.priority, 3);
+        for (key, value) in [
+            ("boxwright-sandbox", "process"),
+            ("boxwright-inputs", "staged"),
+            ("boxwright-version", env!("CARGO_PKG_VERSION")),
+        ] {
+            assert!(told.labels.contains(&(key.into(), value.into())), "{key}");
+            assert!(told.platform.iter().all(|(offered, _)| offered != key));
+        }
+    }
+}
