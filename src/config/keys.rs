@@ -148,6 +148,8 @@ keys! {
             "A platform property that actions may carry and that is ignored; repeat it for more. Others that are not offered are refused";
         "concurrent-jobs": Kind::Number(1, 1024), Host("the number of processors"),
             "How many actions run at a time";
+        "priority" for Worker: Kind::Number(0, i32::MAX as u64), Is("0"),
+            "Among idle workers that fit, schedulers that look at it (BuildGrid's sampling assigner) prefer the one with the smallest number";
         "stop-after" for Worker: Kind::Number(0, u64::MAX), Is("0"),
             "Drain and exit after so many actions; 0 never does";
         "state-dir": Kind::Directory, Host("/var/lib/boxwright for root, else $XDG_STATE_HOME/boxwright"),

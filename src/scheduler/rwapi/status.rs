@@ -10,10 +10,11 @@
 //! |---|---|---|
 //! | exited | OK | yes |
 //! | signalled | OK | yes, exit code 128 + signal |
+//! | killed by a SIGKILL that was not ours | FAILED_PRECONDITION | what there is |
 //! | timed out | DEADLINE_EXCEEDED | what there is |
 //! | out of memory | FAILED_PRECONDITION | what there is |
-//! | limit exceeded | RESOURCE_EXHAUSTED | what there is |
-//! | bad request | INVALID_ARGUMENT | no |
+//! | limit exceeded | FAILED_PRECONDITION | what there is |
+//! | bad request | INVALID_ARGUMENT | what there is |
 //! | unsupported | FAILED_PRECONDITION | no |
 //! | missing inputs | FAILED_PRECONDITION, every blob a MISSING violation | no |
 //! | infrastructure, preempted | UNAVAILABLE | no |
@@ -22,7 +23,11 @@
 //! Out of memory is not RESOURCE_EXHAUSTED, although that is the nearer word: Bazel would run the
 //! same command into the same wall five times more. It is not an exit code either: schedulers cache
 //! failed actions, and the next worker may have more memory. FAILED_PRECONDITION without a MISSING
-//! violation is final for both, and its text reaches the user.
+//! violation is final for both, and its text reaches the user. The same holds for an exceeded limit, and
+//! for a SIGKILL from elsewhere, most likely the kernel's for want of memory.
+//!
+//! A partial result never has exit code 0, so that nobody reads it as success. After a time-out there
+//! always is one, if need be an empty one.
 
 use prost::Message;
 use prost_types::Any;
