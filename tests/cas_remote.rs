@@ -361,6 +361,12 @@ async fn a_tree_comes_in_one_call_and_is_resumed_by_pages() {
     assert_eq!(came, expected);
     assert_eq!(server.calls("GetTree"), 4);
 
+    // What came before the last failure is given.
+    server.faults(|f| f.tree_breaks = [5, 0, 0, 0, 0, 0].into());
+    let part = client.get_tree(directories[0].0).await.unwrap().unwrap();
+    assert_eq!(part.len(), 5);
+    server.faults(|f| f.tree_breaks.clear());
+
     server.faults(|f| {
         f.fail.insert("GetTree", (Code::Unimplemented, 1));
     });

@@ -154,7 +154,40 @@ async fn a_broken_upload_is_resumed_where_it_ended() {
         assert!(writes[1].0 > 0 && writes[2].0 > writes[1].0, "{writes:?}");
         let expected = if packed { Zstd } else { Identity };
         assert!(writes.iter().all(|(_, compressor)| *compressor == expected));
+        // What was taken of the broken tries is not sent again, but for what a frame's end hides.
+        let sent: usize = server.state.seen.lock().write_bytes.iter().sum();
+        let whole = match packed {
+            true => zstd::bulk::compress(&data, 1).unwrap().len(),
+            false => data.len(),
+        };
+        assert!(sent < whole + (1 << 20), "{sent} of {whole}");
     }
+}
+
+/// REAPI counts the bytes of the blob; not every server does.
+#[tokio::test]
+async fn a_packed_upload_that_is_counted_otherwise_is_sent_plain() {
+    let server = FaultyCas::start().await;
+    server.announce_zstd();
+    let data: Vec<u8> = pattern(0, 2_000_000)
+        .chunks(4)
+        .flat_map(|n| [blake3::hash(n).as_bytes()[0], 0, 0, 0])
+        .collect();
+    let digest = SHA256.digest(&data);
+    server.faults(|f| {
+        f.counts_packed = true;
+        f.write_breaks = [1].into();
+    });
+    server
+        .client()
+        .write_stream(digest, file(&data))
+        .await
+        .unwrap();
+    assert_eq!(server.get(digest).unwrap(), data);
+    let writes = server.state.seen.lock().writes.clone();
+    assert_eq!(writes.len(), 3, "{writes:?}");
+    assert!(writes[1].0 > 0 && writes[1].1 == Zstd, "{writes:?}");
+    assert_eq!(writes[2], (0, Identity));
 }
 
 #[tokio::test]

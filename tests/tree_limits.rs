@@ -20,6 +20,8 @@ const SHA256: DigestFunction = DigestFunction::Sha256;
 struct Remote {
     blobs: HashMap<Digest, Bytes>,
     whole_trees: bool,
+    /// GetTree fails.
+    tree_fails: bool,
     batches: AtomicUsize,
     trees: AtomicUsize,
 }
@@ -66,6 +68,9 @@ impl BlobSource for Remote {
             return Ok(None);
         }
         self.trees.fetch_add(1, Ordering::SeqCst);
+        if self.tree_fails {
+            return Err(CasError::Missing(vec![root]));
+        }
         assert!(self.blobs.contains_key(&root));
         let all = self.blobs.iter();
         Ok(Some(all.map(|(d, b)| (*d, b.clone())).collect()))
@@ -205,6 +210,36 @@ async fn bytes_are_counted_with_repetition() {
     let world = self::world(remote(blobs));
     let what = too_large(world.fetch(root, TreeLimits::default()).await);
     assert_eq!(what, "bytes of file content");
+}
+
+#[tokio::test]
+async fn distinct_messages_are_bounded() {
+    let (root, blobs) = ladder(&["a", "b"], 10, 1);
+    let world = world(remote(blobs));
+    let limits = |messages| TreeLimits {
+        messages,
+        ..Default::default()
+    };
+    let what = too_large(world.fetch(root, limits(1000)).await);
+    assert_eq!(what, "bytes of Directory messages");
+    world.fetch(root, limits(100_000)).await.unwrap();
+    // What is known already counts as well.
+    let what = too_large(world.fetch(root, limits(1000)).await);
+    assert_eq!(what, "bytes of Directory messages");
+}
+
+#[tokio::test]
+async fn a_tree_that_cannot_be_had_whole_is_read_by_level() {
+    let (root, blobs) = ladder(&["a"], 8, 1);
+    let world = world(Remote {
+        blobs,
+        whole_trees: true,
+        tree_fails: true,
+        ..Default::default()
+    });
+    let tree = world.fetch(root, TreeLimits::default()).await.unwrap();
+    assert_eq!(tree.directories.len(), 9);
+    assert_eq!(world.remote.trees.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]

@@ -64,6 +64,14 @@ impl DigestFunction {
         Self::ALL.into_iter().find(|f| f.name() == name)
     }
 
+    /// The hash of no bytes at all.
+    fn empty_hash(self) -> [u8; 32] {
+        match self {
+            DigestFunction::Sha256 => SHA256_OF_NOTHING,
+            DigestFunction::Blake3 => BLAKE3_OF_NOTHING,
+        }
+    }
+
     /// A running hash of this function.
     pub fn hasher(self) -> Hasher {
         Hasher {
@@ -82,6 +90,15 @@ impl DigestFunction {
         hasher.finish()
     }
 }
+
+const SHA256_OF_NOTHING: [u8; 32] = [
+    0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24,
+    0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
+];
+const BLAKE3_OF_NOTHING: [u8; 32] = [
+    0xaf, 0x13, 0x49, 0xb9, 0xf5, 0xf9, 0xa1, 0xa6, 0xa0, 0x40, 0x4d, 0xea, 0x36, 0xdc, 0xc9, 0x49,
+    0x9b, 0xcb, 0x25, 0xc9, 0xad, 0xc1, 0x12, 0xb7, 0xcc, 0x9a, 0x93, 0xca, 0xe4, 0x1f, 0x32, 0x62,
+];
 
 /// A hash in progress.
 #[derive(Clone)]
@@ -150,6 +167,9 @@ pub enum DigestError {
     /// The size is negative or absurd.
     #[error("size {0} of blob {1} is not a size")]
     Size(i64, String),
+    /// The size is 0, and the hash is not the one of the empty blob.
+    #[error("size 0 of blob {0} is wrong: that is not the {1} hash of the empty blob")]
+    NotEmpty(String, &'static str),
     /// `hash/size` was expected.
     #[error("{0:?} is not a digest; it is written HASH/SIZE")]
     Text(String),
@@ -178,7 +198,8 @@ impl Digest {
         }
     }
 
-    /// From its parts as text; `hash` must be 64 lowercase hexadecimal digits.
+    /// From its parts as text; `hash` must be 64 lowercase hexadecimal digits, and of size 0 there is
+    /// the empty blob only.
     pub fn parse(function: DigestFunction, hash: &str, size: i64) -> Result<Self, DigestError> {
         let bad = || DigestError::Hash(shorten(hash), function.name());
         if hash.len() != 64 || hash.bytes().any(|b| b.is_ascii_uppercase()) {
@@ -187,6 +208,9 @@ impl Digest {
         let mut bytes = [0; 32];
         hex::decode_to_slice(hash, &mut bytes).map_err(|_| bad())?;
         let size = u64::try_from(size).map_err(|_| DigestError::Size(size, shorten(hash)))?;
+        if size == 0 && bytes != function.empty_hash() {
+            return Err(DigestError::NotEmpty(hash.to_owned(), function.name()));
+        }
         Ok(Digest::new(function, bytes, size))
     }
 
@@ -209,12 +233,12 @@ impl Digest {
 
     /// The digest of the empty blob, which everybody has.
     pub fn empty(function: DigestFunction) -> Self {
-        function.digest(b"")
+        Digest::new(function, function.empty_hash(), 0)
     }
 
     /// Whether this names the empty blob.
     pub fn is_empty(self) -> bool {
-        self.size == 0
+        self.size == 0 && self.hash == self.function.empty_hash()
     }
 
     /// The size of the blob in bytes.
@@ -325,6 +349,22 @@ mod tests {
         );
         assert!(DigestFunction::from_proto(2).is_err());
         assert!(DigestFunction::from_proto(4711).is_err());
+    }
+
+    #[test]
+    fn of_size_0_there_is_the_empty_blob_only() {
+        for function in DigestFunction::ALL {
+            let empty = function.digest(b"");
+            assert_eq!(Digest::empty(function), empty);
+            assert!(empty.is_empty());
+            assert_eq!(Digest::parse(function, &empty.hash_hex(), 0), Ok(empty));
+            let error = Digest::parse(function, ABC, 0).unwrap_err().to_string();
+            assert!(error.contains(ABC) && error.contains("size 0"), "{error}");
+            assert!(!Digest::new(function, [1; 32], 0).is_empty());
+        }
+        // The empty blob of one function is nothing to the other.
+        let other = Digest::empty(DigestFunction::Blake3).hash_hex();
+        assert!(Digest::parse(DigestFunction::Sha256, &other, 0).is_err());
     }
 
     #[test]

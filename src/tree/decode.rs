@@ -18,6 +18,10 @@ const MAX_ENTRY: usize = 64 << 10;
 const MAX_NAME: usize = 255;
 /// PATH_MAX without its NUL.
 const MAX_TARGET: usize = 4095;
+/// Named properties of one node: an empty one is two bytes in a message and 48 in memory.
+const MAX_NAMED: usize = 64;
+/// Named properties of all nodes of one directory.
+const MAX_NAMED_IN_ALL: usize = 1 << 20;
 
 /// Decodes and validates one message. `digest` is its own name (its function is that of all digests inside).
 pub fn decode(digest: Digest, message: &[u8]) -> Result<Directory, TreeError> {
@@ -34,6 +38,8 @@ pub fn decode(digest: Digest, message: &[u8]) -> Result<Directory, TreeError> {
 fn read(function: DigestFunction, mut rest: &[u8]) -> Result<Directory, String> {
     let mut directory = Directory::default();
     let mut properties: Option<re::NodeProperties> = None;
+    let mut of_itself = 0;
+    let mut in_all = 0;
     while let Some(Field { number, bytes }) = wire::next(&mut rest)? {
         if !matches!(number, 1 | 2 | 3 | 5) {
             continue;
@@ -43,6 +49,25 @@ fn read(function: DigestFunction, mut rest: &[u8]) -> Result<Directory, String> 
             return Err(format!(
                 "has an entry of {} bytes; {MAX_ENTRY} are allowed",
                 bytes.len()
+            ));
+        }
+        let named = match number {
+            1 => named_of_node(bytes, 6)?,
+            3 => named_of_node(bytes, 4)?,
+            5 => {
+                let more = named(bytes)?;
+                of_itself += more;
+                if of_itself > MAX_NAMED {
+                    return Err(too_many_named("the directory itself"));
+                }
+                more
+            }
+            _ => 0,
+        };
+        in_all += named;
+        if in_all > MAX_NAMED_IN_ALL {
+            return Err(format!(
+                "has more than {MAX_NAMED_IN_ALL} named properties in all"
             ));
         }
         let broken = |error: prost::DecodeError| format!("has a malformed entry: {error}");
@@ -75,6 +100,40 @@ fn read(function: DigestFunction, mut rest: &[u8]) -> Result<Directory, String> 
     directory.directories.shrink_to_fit();
     directory.symlinks.shrink_to_fit();
     Ok(directory)
+}
+
+/// Counts the named properties of a serialized node, whose NodeProperties are field `field`. They are counted before they are
+/// decoded, as each takes many times its size in memory.
+fn named_of_node(mut node: &[u8], field: u64) -> Result<usize, String> {
+    let mut name: &[u8] = &[];
+    let mut count = 0;
+    while let Some(Field { number, bytes }) = wire::next(&mut node)? {
+        match bytes {
+            Some(bytes) if number == 1 => name = bytes,
+            Some(bytes) if number == field => count += named(bytes)?,
+            _ => {}
+        }
+    }
+    if count > MAX_NAMED {
+        return Err(too_many_named(&String::from_utf8_lossy(name)));
+    }
+    Ok(count)
+}
+
+/// Counts the named properties of serialized NodeProperties.
+fn named(mut properties: &[u8]) -> Result<usize, String> {
+    let mut count = 0;
+    while let Some(Field { number, .. }) = wire::next(&mut properties)? {
+        count += usize::from(number == 1);
+    }
+    Ok(count)
+}
+
+fn too_many_named(of: &str) -> String {
+    format!(
+        "has more than {MAX_NAMED} named properties of {}",
+        quote::name(of)
+    )
 }
 
 fn file(function: DigestFunction, node: re::FileNode) -> Result<File, String> {
@@ -365,6 +424,64 @@ mod tests {
             })
             .contains("mtime")
         );
+    }
+
+    #[test]
+    fn named_properties_are_counted() {
+        let named = |count| re::NodeProperties {
+            properties: vec![re::NodeProperty::default(); count],
+            ..Default::default()
+        };
+        let of_file = |count| {
+            let mut node = file("many");
+            node.node_properties = Some(named(count));
+            re::Directory {
+                files: vec![node],
+                ..Default::default()
+            }
+        };
+        let of_link = |count| {
+            let mut node = symlink("many", "t");
+            node.node_properties = Some(named(count));
+            re::Directory {
+                symlinks: vec![node],
+                ..Default::default()
+            }
+        };
+        let of_itself = |count| re::Directory {
+            node_properties: Some(named(count)),
+            ..Default::default()
+        };
+        let fine = |message: re::Directory| {
+            let bytes = message.encode_to_vec();
+            decode(DigestFunction::Sha256.digest(&bytes), &bytes).unwrap()
+        };
+        let read = fine(of_file(MAX_NAMED));
+        let properties = read.files[0].properties.as_ref().unwrap();
+        assert_eq!(properties.named.len(), MAX_NAMED);
+        fine(of_link(MAX_NAMED));
+        fine(of_itself(MAX_NAMED));
+        for many in [of_file(MAX_NAMED + 1), of_link(MAX_NAMED + 1)] {
+            let problem = problem_of(&many);
+            assert!(
+                problem.contains(r#"more than 64 named properties of "many""#),
+                "{problem}"
+            );
+        }
+        assert!(problem_of(&of_itself(MAX_NAMED + 1)).contains("the directory itself"));
+        // A field that is given in many parts is as long as all of them.
+        let parts = of_itself(1).encode_to_vec().repeat(MAX_NAMED + 1);
+        assert!(problem(&parts).contains("more than 64 named properties"));
+        let many = re::Directory {
+            files: (0..=MAX_NAMED_IN_ALL / MAX_NAMED)
+                .map(|n| re::FileNode {
+                    node_properties: Some(named(MAX_NAMED)),
+                    ..file(&format!("{n:06}"))
+                })
+                .collect(),
+            ..Default::default()
+        };
+        assert!(problem_of(&many).contains("named properties in all"));
     }
 
     #[test]

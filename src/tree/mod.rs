@@ -10,7 +10,7 @@ mod hash;
 mod lookup;
 pub(crate) mod quote;
 mod store;
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -113,6 +113,8 @@ pub struct TreeLimits {
     pub depth: u32,
     /// Bytes of one Directory message.
     pub message: u64,
+    /// Bytes of all distinct Directory messages, as they come or as they are kept, whichever is more.
+    pub messages: u64,
 }
 
 impl Default for TreeLimits {
@@ -122,6 +124,7 @@ impl Default for TreeLimits {
             bytes: 1 << 40,
             depth: 512,
             message: 64 << 20,
+            messages: 512 << 20,
         }
     }
 }
@@ -146,7 +149,8 @@ pub enum TreeError {
         root: Digest,
         /// The bound that was exceeded.
         limit: u64,
-        /// `nodes`, `bytes of file content` or `levels of directories`.
+        /// `nodes`, `bytes of file content`, `bytes of Directory messages`, `bytes in one Directory
+        /// message` or `levels of directories`.
         what: &'static str,
     },
     /// Directory messages that nobody has; each with the path under which it was named.

@@ -4,15 +4,15 @@
 //! would be gigabytes. Each node is decoded, checked and made compact on its own.
 
 /// One field of a message whose value is length-delimited.
-pub(super) struct Field<'a> {
+pub(crate) struct Field<'a> {
     /// Its number.
-    pub(super) number: u64,
+    pub(crate) number: u64,
     /// Its bytes; `None` for fields of another wire type, which only unknown fields may have.
-    pub(super) bytes: Option<&'a [u8]>,
+    pub(crate) bytes: Option<&'a [u8]>,
 }
 
 /// Takes the next field off the front of `rest`; `Ok(None)` at the end of the message.
-pub(super) fn next<'a>(rest: &mut &'a [u8]) -> Result<Option<Field<'a>>, &'static str> {
+pub(crate) fn next<'a>(rest: &mut &'a [u8]) -> Result<Option<Field<'a>>, &'static str> {
     if rest.is_empty() {
         return Ok(None);
     }

@@ -2,8 +2,9 @@
 //!
 //! A blocking thread reads (and packs) chunk after chunk, a few ahead of the wire. After a broken stream
 //! QueryWriteStatus says how much arrived; if the server does not know, the upload starts over under a new
-//! name. A packed upload is resumed by packing again from the start (the same bytes come out) and leaving out what
-//! arrived, as offsets there count packed bytes.
+//! name. REAPI: the first `write_offset` of a packed upload "refers to the offset in the uncompressed form of the blob". So it is
+//! resumed with a new frame of the bytes that the server does not have. With a server that counts otherwise the blob does not come
+//! out right there; it refuses, and the blob is sent plain.
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -238,15 +239,12 @@ impl Upload<'_> {
             return Known::All;
         }
         match u64::try_from(answer.committed_size) {
-            Ok(1..) if self.compressor == Compressor::Zstd => {
-                Known::UpTo(answer.committed_size as u64)
-            }
             Ok(offset @ 1..) if offset <= self.digest.size() => Known::UpTo(offset),
             _ => Known::Nothing,
         }
     }
 
-    /// Sends everything from `from` on; the committed size, or how the call failed. The outer
+    /// Sends everything from byte `from` of the blob on; the committed size, or how the call failed. The outer
     /// error is a local one.
     async fn one_try(&self, from: u64) -> Result<Result<i64, Status>, CasError> {
         let (sender, receiver) = mpsc::channel(AHEAD);
@@ -363,29 +361,22 @@ fn send_packed(
         object: format!("blob {digest}"),
         source,
     };
-    let mut skip = from;
-    let mut left_out = |packed: Vec<u8>| {
-        let mut packed = Bytes::from(packed);
-        let skipped = skip.min(packed.len() as u64);
-        skip -= skipped;
-        packed.split_off(skipped as usize)
-    };
     let mut encoder =
         ::zstd::stream::write::Encoder::new(Vec::new(), zstd::LEVEL).map_err(failed)?;
-    let mut offset = 0;
+    let mut offset = from;
     while offset < digest.size() {
         let length = (digest.size() - offset).min(CHUNK as u64) as usize;
         let chunk = origin.read(digest, offset, length)?;
         offset += length as u64;
         encoder.write_all(&chunk).map_err(failed)?;
         if encoder.get_ref().len() >= CHUNK / 2 {
-            let ready = left_out(std::mem::take(encoder.get_mut()));
-            if !ready.is_empty() && !wire.send(ready, false) {
+            let ready = std::mem::take(encoder.get_mut());
+            if !wire.send(ready.into(), false) {
                 return Ok(());
             }
         }
     }
-    let rest = left_out(encoder.finish().map_err(failed)?);
-    wire.send(rest, true);
+    let rest = encoder.finish().map_err(failed)?;
+    wire.send(rest.into(), true);
     Ok(())
 }

@@ -3,11 +3,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use prost::Message;
 
 use crate::cas::{CasError, LocalStore};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction};
+use crate::tree::wire;
 
 /// The largest Tree or Directory message that is looked into, in bytes.
 const MESSAGE: u64 = 64 << 20;
@@ -86,32 +88,25 @@ impl Walk<'_> {
     /// Notes the blobs of a tree; false if one of its messages is gone or malformed.
     fn root(&mut self, root: Root) -> Result<bool, CasError> {
         match root {
-            Root::Tree(digest) => {
-                let Some(tree) = self.message::<re::Tree>(digest)? else {
-                    return Ok(false);
-                };
-                let whole = tree.root.iter().chain(&tree.children);
-                Ok(whole
-                    .map(|directory| self.files(directory))
-                    .all(|fine| fine.is_some()))
-            }
+            Root::Tree(digest) => Ok(match self.message(digest)? {
+                Some(tree) => self.tree(&tree).is_some(),
+                None => false,
+            }),
             Root::Directory(digest) => {
                 let mut waiting = vec![digest];
                 let mut seen = HashSet::from([digest]);
                 while let Some(digest) = waiting.pop() {
-                    let Some(directory) = self.message::<re::Directory>(digest)? else {
+                    let Some(directory) = self.message(digest)? else {
                         return Ok(false);
                     };
-                    if self.files(&directory).is_none() {
-                        return Ok(false);
-                    }
-                    for child in &directory.directories {
-                        let Some(child) = self.digest(child.digest.as_ref()) else {
-                            return Ok(false);
-                        };
+                    let mut below = |child| {
                         if seen.insert(child) {
                             waiting.push(child);
                         }
+                        (seen.len() <= BLOBS).then_some(())
+                    };
+                    if self.directory(&directory, &mut below).is_none() {
+                        return Ok(false);
                     }
                 }
                 Ok(true)
@@ -119,22 +114,55 @@ impl Walk<'_> {
         }
     }
 
-    fn files(&mut self, directory: &re::Directory) -> Option<()> {
-        for file in &directory.files {
-            let digest = self.digest(file.digest.as_ref())?;
-            self.found.insert(digest);
+    /// Notes the files of a serialized Tree, whose directories are fields 1 and 2.
+    fn tree(&mut self, mut tree: &[u8]) -> Option<()> {
+        while let Some(field) = wire::next(&mut tree).ok()? {
+            if matches!(field.number, 1 | 2) {
+                self.directory(field.bytes?, &mut |_| Some(()))?;
+            }
         }
-        (self.found.len() <= BLOBS).then_some(())
+        Some(())
     }
 
-    fn message<M: Message + Default>(&mut self, digest: Digest) -> Result<Option<M>, CasError> {
-        let bytes = match self.store.read(digest, MESSAGE) {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) | Err(CasError::TooLarge { .. } | CasError::Corrupt { .. }) => {
-                return Ok(None);
+    /// Notes the files (field 1) of a serialized Directory and tells `below` its directories (field 2). The
+    /// messages are walked, not decoded: two bytes of an empty node would be more than a hundred in memory.
+    fn directory(
+        &mut self,
+        mut directory: &[u8],
+        below: &mut dyn FnMut(Digest) -> Option<()>,
+    ) -> Option<()> {
+        while let Some(field) = wire::next(&mut directory).ok()? {
+            match field.number {
+                1 => {
+                    let digest = self.node(field.bytes?)?;
+                    self.found.insert(digest);
+                    if self.found.len() > BLOBS {
+                        return None;
+                    }
+                }
+                2 => below(self.node(field.bytes?)?)?,
+                _ => {}
             }
-            Err(error) => return Err(error),
-        };
-        Ok(M::decode(bytes).ok())
+        }
+        Some(())
+    }
+
+    /// The digest of a serialized FileNode or DirectoryNode, field 2 of both.
+    fn node(&self, mut node: &[u8]) -> Option<Digest> {
+        let mut digest: Option<re::Digest> = None;
+        while let Some(field) = wire::next(&mut node).ok()? {
+            if field.number == 2 {
+                digest.get_or_insert_default().merge(field.bytes?).ok()?;
+            }
+        }
+        self.digest(digest.as_ref())
+    }
+
+    fn message(&self, digest: Digest) -> Result<Option<Bytes>, CasError> {
+        match self.store.read(digest, MESSAGE) {
+            Ok(found) => Ok(found),
+            Err(CasError::TooLarge { .. } | CasError::Corrupt { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

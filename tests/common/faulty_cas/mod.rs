@@ -63,6 +63,8 @@ pub struct Faults {
     pub surplus: usize,
     /// Writes break after so many received bytes, one entry a try.
     pub write_breaks: VecDeque<usize>,
+    /// Packed uploads are counted in packed bytes, which REAPI does not mean.
+    pub counts_packed: bool,
     /// Broken uploads are forgotten.
     pub forget: bool,
     /// Writes end at their first message with this committed size.
@@ -86,6 +88,8 @@ pub struct Seen {
     pub reads: Vec<(i64, Compressor)>,
     /// First offset and compressor of each Write.
     pub writes: Vec<(i64, Compressor)>,
+    /// Bytes of each Write's messages that were taken.
+    pub write_bytes: Vec<usize>,
     /// Uploads that came packed in batches.
     pub packed_updates: u32,
     /// The metadata of the last call.
@@ -128,6 +132,23 @@ struct Upload {
     hasher: Hasher,
     bytes: Option<Vec<u8>>,
     received: u64,
+    /// What came packed in this call and is not unpacked yet.
+    packed: Vec<u8>,
+}
+
+impl Upload {
+    /// Takes what can be unpacked of this call's bytes, as a server that counts as REAPI says.
+    fn unpack(&mut self) {
+        use std::io::Read;
+        let packed = std::mem::take(&mut self.packed);
+        let mut decoder = zstd::stream::read::Decoder::new(&packed[..]).unwrap();
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = decoder.read(&mut buffer) {
+            let bytes = self.bytes.get_or_insert_default();
+            bytes.extend_from_slice(&buffer[..length]);
+            self.received += length as u64;
+        }
+    }
 }
 
 pub struct State {
@@ -286,6 +307,10 @@ impl FaultyCas {
     fn finish(&self, name: &BlobName, upload: Upload) -> Result<(), Status> {
         let (digest, bytes) = match name.compressor {
             Compressor::Identity => (upload.hasher.finish(), upload.bytes),
+            Compressor::Zstd if !self.state.faults.lock().counts_packed => {
+                let bytes = upload.bytes.unwrap_or_default();
+                (SHA256.digest(&bytes), Some(bytes))
+            }
             Compressor::Zstd => {
                 let packed = upload.bytes.unwrap_or_default();
                 let bytes = zstd::decode_all(&packed[..])

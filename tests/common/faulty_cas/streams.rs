@@ -95,6 +95,8 @@ impl ByteStream for FaultyCas {
         let mut resource = String::new();
         let mut name = None;
         let mut taken = 0;
+        let mut expected = 0;
+        let counts_packed = self.state.faults.lock().counts_packed;
         while let Some(message) = stream.message().await? {
             if name.is_none() {
                 resource = message.resource_name.clone();
@@ -118,23 +120,44 @@ impl ByteStream for FaultyCas {
                     hasher: SHA256.hasher(),
                     bytes: keep.then(Vec::new),
                     received: 0,
+                    packed: Vec::new(),
                 });
-                if message.write_offset as u64 != upload.received {
+                if taken == 0 {
+                    expected = upload.received;
+                    self.state.seen.lock().write_bytes.push(0);
+                }
+                if message.write_offset as u64 != expected {
                     return Err(Status::invalid_argument(format!(
-                        "offset {} instead of {}",
-                        message.write_offset, upload.received
+                        "offset {} instead of {expected}",
+                        message.write_offset
                     )));
                 }
-                upload.hasher.update(&message.data);
-                upload.received += message.data.len() as u64;
-                if let Some(bytes) = &mut upload.bytes {
-                    bytes.extend_from_slice(&message.data);
+                expected += message.data.len() as u64;
+                if parsed.compressor == Compressor::Zstd && !counts_packed {
+                    upload.packed.extend_from_slice(&message.data);
+                } else {
+                    upload.hasher.update(&message.data);
+                    upload.received += message.data.len() as u64;
+                    if let Some(bytes) = &mut upload.bytes {
+                        bytes.extend_from_slice(&message.data);
+                    }
                 }
             }
             taken += message.data.len();
+            if let Some(bytes) = self.state.seen.lock().write_bytes.last_mut() {
+                *bytes = taken;
+            }
+            let ended = message.finish_write || breaks.is_some_and(|after| taken >= after);
+            if ended
+                && !counts_packed
+                && parsed.compressor == Compressor::Zstd
+                && let Some(upload) = self.state.uploads.lock().get_mut(&resource)
+            {
+                upload.unpack();
+            }
             if message.finish_write {
                 let upload = self.state.uploads.lock().remove(&resource).unwrap();
-                let received = upload.received as i64;
+                let received = expected as i64;
                 self.finish(parsed, upload)?;
                 let committed_size = self.state.faults.lock().committed.unwrap_or(received);
                 return Ok(Response::new(WriteResponse { committed_size }));
