@@ -199,6 +199,7 @@ impl FaultyCas {
             },
             true,
         )
+        .unwrap()
     }
 
     pub fn client(&self) -> RemoteCas {
