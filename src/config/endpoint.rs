@@ -92,7 +92,7 @@ impl FromStr for Endpoint {
         {
             return Err(bad("it has more or less than a host and a port"));
         }
-        if uri.port().is_none() {
+        if uri.host() == Some(authority) {
             return Err(bad("it has no port"));
         }
         if uri.port_u16().is_none_or(|port| port == 0) {
