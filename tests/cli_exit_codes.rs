@@ -138,6 +138,28 @@ fn a_wrong_configuration_is_78_and_names_the_line() {
 }
 
 #[test]
+fn tls_without_roots_is_78_and_no_panic() {
+    let address = "https://build.example:443";
+    let nowhere = |arguments: &[&str]| {
+        let mut command = boxwright(arguments);
+        command
+            .env("SSL_CERT_FILE", "/nonexistent/roots.pem")
+            .env("SSL_CERT_DIR", "/nonexistent");
+        command
+    };
+    for arguments in [
+        &["worker", "--remote", address, "--check-config"][..],
+        &["run", "--remote", address, "--", "true"],
+    ] {
+        fails(
+            nowhere(arguments),
+            78,
+            &["install ca-certificates", address],
+        );
+    }
+}
+
+#[test]
 fn what_is_printed_is_a_good_configuration() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("worker.toml");

@@ -406,7 +406,8 @@ async fn many_leases_come_with_their_trailers_over_a_real_socket() {
         endpoint: Endpoint::Unix(path),
         capacity: 256,
         ..config()
-    });
+    })
+    .unwrap();
     settled(&server).await;
     let digest = DigestFunction::Sha256.digest(b"an action");
     let about = re::ExecuteOperationMetadata {

@@ -591,6 +591,52 @@ async fn uploads_that_nobody_goes_on_with_are_forgotten() {
 }
 
 #[tokio::test]
+async fn a_download_that_nobody_takes_gives_its_place_up() {
+    let server = standalone_with(
+        |config| {
+            config.max_streams = 1;
+            config.download_idle = Duration::from_millis(50);
+        },
+        |_| {},
+    )
+    .await;
+    let data = noise(16 << 20);
+    let name = format!("uploads/u/blobs/{}", sha(&data));
+    server.write(&name, &data, 1 << 20).await.unwrap();
+    let request = bs::ReadRequest {
+        resource_name: format!("blobs/{}", sha(&data)),
+        ..Default::default()
+    };
+    let mut stalled = server
+        .bytes()
+        .read(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    // There is one place, and the first one has it until it is dropped.
+    let mut bytes = server.bytes();
+    let second = async {
+        let mut stream = bytes.read(request).await.unwrap().into_inner();
+        let mut size = 0;
+        while let Some(piece) = stream.message().await.unwrap() {
+            size += piece.data.len();
+        }
+        size
+    };
+    let size = tokio::time::timeout(PATIENCE, second).await.unwrap();
+    assert_eq!(size, data.len());
+    // What was not taken is told to be missing, and not left out in silence.
+    let error = loop {
+        match stalled.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the download ended as if it were whole"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+}
+
+#[tokio::test]
 async fn a_second_writer_of_the_same_upload_takes_it_over() {
     let server = standalone().await;
     let data = noise(1_000_000);
@@ -823,7 +869,8 @@ async fn a_unix_socket_serves_too_and_a_stale_one_is_replaced() {
     let channel = address
         .parse::<boxwright::config::Endpoint>()
         .unwrap()
-        .channel();
+        .channel()
+        .unwrap();
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
     let told = health
         .check(tonic_health::pb::HealthCheckRequest::default())

@@ -12,7 +12,7 @@ use super::exit::{Exit, Failure, of_disk};
 use crate::action::{self, Finished, LiveOutput, Runner, RunnerParts};
 use crate::cas::{BlobSource, Cas, LocalStore, StoreConfig};
 use crate::config::units::rough_size;
-use crate::config::{ConfigError, HostConfig, InputStrategy, Quota, SandboxLevel, Settings, print};
+use crate::config::{HostConfig, InputStrategy, Quota, SandboxLevel, Settings, print};
 use crate::inputs::staged::Staged;
 use crate::outputs::OutputLimits;
 use crate::sandbox::process::{Launchers, ProcessSandbox};
@@ -32,7 +32,7 @@ const TREES: u64 = 12 << 20;
 pub(super) fn answer<C>(
     source: &super::settings::Source,
     settings: &Settings,
-    config: Result<C, ConfigError>,
+    config: Result<C, Failure>,
 ) -> Result<Option<C>, Failure> {
     if source.print_config {
         print!("{}", print::render(settings));

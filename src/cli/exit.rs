@@ -8,7 +8,7 @@
 //! | 65 | the server refused the data: action, digest or blob |
 //! | 66 | an input cannot be read |
 //! | 69 | a remote, or an address to listen on, is not available |
-//! | 70 | infrastructure failed: nothing is known of the command |
+//! | 70 | infrastructure failed and nothing is known of the command; or it ran, but was killed, broke a limit or made outputs that cannot be kept |
 //! | 73 | an output cannot be written |
 //! | 74 | reading or writing a stream failed |
 //! | 75 | try again: the state directory is in use, blobs were lost on the way, a server is full |
@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use tonic::Code;
 
 use crate::cas::CasError;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, EndpointError};
 
 /// The codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,12 @@ impl From<ConfigError> for Failure {
     }
 }
 
+impl From<EndpointError> for Failure {
+    fn from(error: EndpointError) -> Self {
+        Failure::new(Exit::Config, error)
+    }
+}
+
 impl From<CasError> for Failure {
     fn from(error: CasError) -> Self {
         let exit = match &error {
@@ -78,7 +84,7 @@ impl From<CasError> for Failure {
             CasError::Disk { action, .. } if *action == "lock blob store" => Exit::TryAgain,
             CasError::Disk { source, .. } => of_disk(source),
             CasError::Full { .. } => Exit::TryAgain,
-            CasError::Remote { status, .. } => of_status(status.code()),
+            CasError::Remote { status, .. } => of_call(status.code()),
         };
         Failure::new(exit, error)
     }
@@ -95,7 +101,15 @@ pub(super) fn of_disk(error: &std::io::Error) -> Exit {
     }
 }
 
-/// What the end of a call, or the status of an execution, means.
+/// What the end of a call means. Its deadline is ours and not the command's, and what breaks it off is not our user.
+pub(super) fn of_call(code: Code) -> Exit {
+    match code {
+        Code::DeadlineExceeded | Code::Cancelled => Exit::Unavailable,
+        code => of_status(code),
+    }
+}
+
+/// What the status of an execution means.
 pub(super) fn of_status(code: Code) -> Exit {
     match code {
         Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition | Code::DataLoss => {
@@ -129,4 +143,24 @@ pub(super) fn printable(text: &str) -> String {
         }
     }
     shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_call_is_neither_a_timeout_of_the_command_nor_an_interruption() {
+        for code in (1..=16).map(Code::from_i32) {
+            let failure = Failure::from(CasError::Remote {
+                call: "FindMissingBlobs",
+                remote: "http://h:1".to_owned(),
+                status: Box::new(tonic::Status::new(code, "")),
+            });
+            let stolen = matches!(failure.exit, Exit::TimedOut | Exit::Interrupted);
+            assert!(!stolen, "{code:?}");
+        }
+        assert_eq!(of_call(Code::DeadlineExceeded), Exit::Unavailable);
+        assert_eq!(of_status(Code::DeadlineExceeded), Exit::TimedOut);
+    }
 }

@@ -47,7 +47,8 @@ impl StandaloneCommand {
     pub(super) fn run(self) -> Done {
         let settings = self.flags.resolve(&self.source)?;
         let config = StandaloneConfig::new(&settings);
-        let Some(config) = daemon::answer(&self.source, &settings, config)? else {
+        let Some(config) = daemon::answer(&self.source, &settings, config.map_err(Failure::from))?
+        else {
             return Ok(std::process::ExitCode::SUCCESS);
         };
         observe::init(&config.host.log).map_err(|e| Failure::new(Exit::Config, e))?;

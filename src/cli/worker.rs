@@ -38,7 +38,9 @@ pub(super) struct WorkerCommand {
 impl WorkerCommand {
     pub(super) fn run(self) -> Done {
         let settings = self.flags.resolve(&self.source)?;
-        let config = WorkerConfig::new(&settings);
+        let config = WorkerConfig::new(&settings)
+            .map_err(Failure::from)
+            .and_then(reachable);
         let Some(config) = daemon::answer(&self.source, &settings, config)? else {
             return Ok(std::process::ExitCode::SUCCESS);
         };
@@ -50,12 +52,12 @@ impl WorkerCommand {
             let host = config.host.clone();
             let store = super::blobs::blocking(move || daemon::store(&host)).await?;
             let cas: Arc<dyn BlobSource> = Arc::new(RemoteCas::new(remote(&config))?);
-            let live = config.logstream.as_ref().map(|endpoint| {
-                let live: Arc<dyn LiveOutput> = Arc::new(LogStreams::new(endpoint));
-                live
-            });
+            let live: Option<Arc<dyn LiveOutput>> = match &config.logstream {
+                Some(endpoint) => Some(Arc::new(LogStreams::new(endpoint)?)),
+                None => None,
+            };
             let engine = Engine::new(&config.host, store, launchers, Some(cas), live)?;
-            let scheduler = Rwapi::new(rwapi(&config));
+            let scheduler = Rwapi::new(rwapi(&config))?;
             tracing::info!(
                 "scheduler {}, CAS {}, instance {:?}, bot id {}",
                 config.bots,
@@ -71,6 +73,17 @@ impl WorkerCommand {
             daemon::ended(end)
         })
     }
+}
+
+/// Whether connections to all that it names can be made at all; nothing is connected to.
+fn reachable(config: WorkerConfig) -> Result<WorkerConfig, Failure> {
+    for endpoint in [&config.bots, &config.cas]
+        .into_iter()
+        .chain(&config.logstream)
+    {
+        endpoint.dialer()?;
+    }
+    Ok(config)
 }
 
 fn remote(config: &WorkerConfig) -> RemoteConfig {

@@ -1,7 +1,9 @@
 //! Where a service is: `http://HOST:PORT`, `https://HOST:PORT` or `unix:/PATH` (also `grpc://`, `grpcs://`, as Bazel users
 //! write), and the one way of connecting to it.
 
+use std::error::Error;
 use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,21 +23,42 @@ pub enum Endpoint {
 
 /// Why an address was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{text:?} is not an address: {why}; write http://HOST:PORT, https://HOST:PORT or unix:/PATH"
-)]
-pub struct EndpointError {
-    /// What was given.
-    pub text: String,
-    /// What is wrong with it.
-    pub why: String,
+pub enum EndpointError {
+    /// It is not written as addresses are.
+    #[error(
+        "{text:?} is not an address: {why}; write http://HOST:PORT, https://HOST:PORT or unix:/PATH"
+    )]
+    Malformed {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// TLS cannot be set up for it on this machine.
+    #[error(
+        "cannot set up TLS for {address}: {why}; install ca-certificates, or name a bundle of roots in SSL_CERT_FILE"
+    )]
+    Tls {
+        /// The address.
+        address: String,
+        /// What the TLS library said.
+        why: String,
+    },
+    /// The transport refuses it.
+    #[error("cannot connect to {address}: {why}")]
+    Transport {
+        /// The address.
+        address: String,
+        /// What the transport said.
+        why: String,
+    },
 }
 
 impl FromStr for Endpoint {
     type Err = EndpointError;
 
     fn from_str(text: &str) -> Result<Self, EndpointError> {
-        let bad = |why: &str| EndpointError {
+        let bad = |why: &str| EndpointError::Malformed {
             text: redacted(&text.chars().take(200).collect::<String>()),
             why: why.to_owned(),
         };
@@ -69,12 +92,47 @@ impl FromStr for Endpoint {
         {
             return Err(bad("it has more or less than a host and a port"));
         }
+        if uri.host() == Some(authority) {
+            return Err(bad("it has no port"));
+        }
+        if uri.port_u16().is_none_or(|port| port == 0) {
+            return Err(bad("its port is not a number from 1 to 65535"));
+        }
+        if !uri.host().is_some_and(is_host) {
+            return Err(bad(
+                "its host is neither a host name nor an IP address (IPv6 in brackets)",
+            ));
+        }
         match scheme {
             "http" | "grpc" => Ok(Endpoint::Http(authority.to_owned())),
             "https" | "grpcs" => Ok(Endpoint::Https(authority.to_owned())),
             _ => Err(bad("its scheme is not known")),
         }
     }
+}
+
+/// Whether it is an IP address as URIs have it, or a name that DNS can hold.
+fn is_host(host: &str) -> bool {
+    if let Some(address) = host.strip_prefix('[') {
+        return address
+            .strip_suffix(']')
+            .is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
+    }
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    // RFC 1123: a name's last label is not a number, so what ends in one is meant as an address.
+    let last = name.rsplit('.').next().unwrap_or_default();
+    if last.bytes().all(|byte| byte.is_ascii_digit()) {
+        return host.parse::<Ipv4Addr>().is_ok();
+    }
+    name.len() <= 253 && name.split('.').all(label)
 }
 
 /// A text that may be an address, fit for logs: whatever stands where user name and password would is struck out.
@@ -97,19 +155,29 @@ impl fmt::Display for Endpoint {
     }
 }
 
+/// Makes connections to one service. Whatever can be wrong with its address is known once this exists.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    transport: tonic::transport::Endpoint,
+    socket: Option<PathBuf>,
+}
+
 impl Endpoint {
-    /// A channel that connects when first used and again whenever the connection is lost.
+    /// Prepares connections, and reads the system's roots if they are to be TLS; needs no runtime.
     ///
     /// Nagle's algorithm is off (its delays come in 40 ms steps), and keep-alive pings find a dead peer
     /// within half a minute.
-    pub fn channel(&self) -> Channel {
+    pub fn dialer(&self) -> Result<Dialer, EndpointError> {
         let target = match self {
             Endpoint::Http(authority) => format!("http://{authority}"),
             Endpoint::Https(authority) => format!("https://{authority}"),
             Endpoint::Unix(_) => "http://localhost".to_owned(),
         };
-        let mut endpoint = tonic::transport::Endpoint::from_shared(target)
-            .expect("addresses are checked when parsed")
+        let transport = tonic::transport::Endpoint::from_shared(target)
+            .map_err(|error| EndpointError::Transport {
+                address: self.to_string(),
+                why: chain(&error),
+            })?
             .tcp_nodelay(true)
             .connect_timeout(Duration::from_secs(10))
             .http2_keep_alive_interval(Duration::from_secs(20))
@@ -119,26 +187,60 @@ impl Endpoint {
             .http2_max_header_list_size(1 << 20)
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(8 << 20);
-        match self {
-            Endpoint::Http(_) => endpoint.connect_lazy(),
-            Endpoint::Https(_) => {
-                endpoint = endpoint
+        let tls = |error| EndpointError::Tls {
+            address: self.to_string(),
+            why: chain(&error),
+        };
+        Ok(match self {
+            Endpoint::Http(_) => Dialer {
+                transport,
+                socket: None,
+            },
+            Endpoint::Https(_) => Dialer {
+                transport: transport
                     .tls_config(ClientTlsConfig::new().with_native_roots())
-                    .expect("the default TLS configuration is valid");
-                endpoint.connect_lazy()
-            }
-            Endpoint::Unix(path) => {
-                let path = path.clone();
-                endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-                    let path = path.clone();
-                    async move {
-                        let stream = tokio::net::UnixStream::connect(path).await?;
-                        Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
-                    }
-                }))
-            }
-        }
+                    .map_err(tls)?,
+                socket: None,
+            },
+            Endpoint::Unix(path) => Dialer {
+                transport,
+                socket: Some(path.clone()),
+            },
+        })
     }
+
+    /// A channel of a dialer of its own. Within a runtime only.
+    pub fn channel(&self) -> Result<Channel, EndpointError> {
+        Ok(self.dialer()?.channel())
+    }
+}
+
+impl Dialer {
+    /// A channel that connects when first used and again whenever the connection is lost. Within a runtime only.
+    pub fn channel(&self) -> Channel {
+        let Some(path) = self.socket.clone() else {
+            return self.transport.connect_lazy();
+        };
+        self.transport
+            .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+                let path = path.clone();
+                async move {
+                    let stream = tokio::net::UnixStream::connect(path).await?;
+                    Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+                }
+            }))
+    }
+}
+
+/// An error with its causes, for the transport's own text does not name them.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]
@@ -189,8 +291,31 @@ mod tests {
             "unix:relative",
             "http://h:1/path",
             "http://h:x y",
+            "https://a..b:1",
+            "http://-a:1",
+            "http://1.2.3:1",
+            "http://[::x]:1",
         ] {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");
         }
+        for (text, why) in [
+            ("http://h", "it has no port"),
+            ("https://build.example/", "it has no port"),
+            ("http://h:", "port"),
+            ("http://h:89800", "from 1 to 65535"),
+            ("http://h:0", "from 1 to 65535"),
+            ("https://a..b:1", "neither a host name nor"),
+        ] {
+            let error = text.parse::<Endpoint>().unwrap_err().to_string();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_tls_cannot_do_is_an_error() {
+        let bad = Endpoint::Https("a..b:1".into());
+        let error = bad.dialer().unwrap_err();
+        assert!(error.to_string().contains("a..b:1"), "{error}");
+        assert!(Endpoint::Http("h:1".into()).dialer().is_ok());
     }
 }

@@ -19,7 +19,7 @@ pub use daemon::{
     ActionLimits, HostConfig, InputStrategy, LogConfig, Patience, Quota, SandboxLevel,
     StandaloneConfig, WorkerConfig,
 };
-pub use endpoint::Endpoint;
+pub use endpoint::{Endpoint, EndpointError};
 pub use origin::{ConfigError, Origin};
 pub use owner::Owner;
 pub use settings::{Host, Settings};

@@ -51,6 +51,7 @@ pub struct StreamSpec {
     pub keep: u64,
     /// Where the file goes: a directory on the local store's file system.
     pub spill_dir: PathBuf,
-    /// Gets each piece as it comes; pieces are dropped if it does not keep up.
+    /// Gets each piece as it comes, until one finds no place: then it is dropped for good, so that what it got is
+    /// the beginning of the whole.
     pub live: Option<mpsc::Sender<Bytes>>,
 }

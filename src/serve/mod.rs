@@ -73,6 +73,8 @@ pub struct ServerConfig {
     pub upload_kept: Duration,
     /// How long a client may stay silent within an upload.
     pub upload_idle: Duration,
+    /// How long a client may take nothing of a download.
+    pub download_idle: Duration,
     /// Connections that are open at a time; more wait.
     pub max_connections: usize,
 }
@@ -86,6 +88,7 @@ impl Default for ServerConfig {
             max_streams: 256,
             upload_kept: Duration::from_secs(600),
             upload_idle: Duration::from_secs(60),
+            download_idle: Duration::from_secs(60),
             max_connections: 1024,
         }
     }
@@ -148,6 +151,7 @@ impl Server {
                 streams: config.max_streams.max(1),
                 upload_kept: config.upload_kept,
                 upload_idle: config.upload_idle,
+                download_idle: config.download_idle,
             },
         );
         health

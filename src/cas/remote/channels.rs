@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tonic::transport::Channel;
 
-use crate::config::Endpoint;
+use crate::config::endpoint::{Dialer, Endpoint, EndpointError};
 
 const BULK_CONNECTIONS: usize = 2;
 
@@ -26,7 +26,7 @@ pub(super) enum Load {
 
 /// The connections. Each connects when first used and again after it was lost.
 pub(super) struct Channels {
-    endpoint: Endpoint,
+    dialer: Dialer,
     light: Slot,
     down: [Slot; BULK_CONNECTIONS],
     up: [Slot; BULK_CONNECTIONS],
@@ -52,13 +52,13 @@ impl Drop for Loan<'_> {
 }
 
 impl Channels {
-    pub(super) fn new(endpoint: Endpoint) -> Self {
-        Channels {
-            endpoint,
+    pub(super) fn new(endpoint: &Endpoint) -> Result<Self, EndpointError> {
+        Ok(Channels {
+            dialer: endpoint.dialer()?,
             light: Slot::default(),
             down: Default::default(),
             up: Default::default(),
-        }
+        })
     }
 
     /// The least busy connection for such a load; the earliest among equals, so that sequential
@@ -74,7 +74,7 @@ impl Channels {
             .min_by_key(|slot| slot.calls.load(Ordering::Relaxed))
             .unwrap_or(&self.light);
         slot.calls.fetch_add(1, Ordering::Relaxed);
-        let channel = slot.channel.get_or_init(|| self.endpoint.channel()).clone();
+        let channel = slot.channel.get_or_init(|| self.dialer.channel()).clone();
         Loan { slot, channel }
     }
 }
@@ -85,7 +85,7 @@ mod tests {
 
     #[tokio::test]
     async fn bulk_calls_spread_only_when_they_overlap() {
-        let channels = Channels::new(Endpoint::Http("127.0.0.1:1".into()));
+        let channels = Channels::new(&Endpoint::Http("127.0.0.1:1".into())).unwrap();
         drop(channels.borrow(Load::Down));
         drop(channels.borrow(Load::Down));
         let made = |c: &Channels| c.down.iter().filter(|s| s.channel.get().is_some()).count();

@@ -27,7 +27,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use super::{BlobSource, CasError};
-use crate::config::Endpoint;
+use crate::config::{Endpoint, EndpointError};
 use crate::reapi::proto::bytestream::byte_stream_client::ByteStreamClient;
 use crate::reapi::proto::re;
 use crate::reapi::proto::re::capabilities_client::CapabilitiesClient;
@@ -83,23 +83,23 @@ impl RemoteCas {
     ///
     /// Compression, where the remote announces it, is used unless the remote is on this machine,
     /// where it only costs.
-    pub fn new(config: RemoteConfig) -> Result<Self, CasError> {
+    pub fn new(config: RemoteConfig) -> Result<Self, EndpointError> {
         let compress = !is_here(&config.endpoint);
-        Ok(Self::with_compression(config, compress))
+        Self::with_compression(config, compress)
     }
 
     /// Like `new`, with the say on compression: `false` never uses it, `true` wherever it is announced.
-    pub fn with_compression(config: RemoteConfig, compress: bool) -> Self {
-        RemoteCas {
+    pub fn with_compression(config: RemoteConfig, compress: bool) -> Result<Self, EndpointError> {
+        Ok(RemoteCas {
             metadata: encode(re::RequestMetadata::default()),
             inner: Arc::new(Inner {
                 name: config.endpoint.to_string(),
-                channels: Channels::new(config.endpoint.clone()),
+                channels: Channels::new(&config.endpoint)?,
                 capabilities: Capabilities::default(),
                 config,
                 compress,
             }),
-        }
+        })
     }
 
     /// The same client (connections, knowledge), with this RequestMetadata sent along with its calls. The

@@ -158,7 +158,7 @@ impl Follower {
                     )),
                 }
             }
-            Some(operation::Result::Error(status)) => Err(report::failure(Some(&status), "")
+            Some(operation::Result::Error(status)) => Err(report::operation(&status)
                 .unwrap_or_else(|| nonsense("reported an error that is none"))),
             None => Err(nonsense("completed the operation without a response")),
         }

@@ -1,6 +1,6 @@
 //! The command's output: while it is written, where the server streams it, else at the end; every byte once.
 //!
-//! A live stream may leave pieces out when it cannot keep up, and the result always has them all. So
+//! A live stream ends early when it cannot keep up (those of other workers may leave pieces out), and the result always has all. So
 //! whatever was shown is compared, by its hash, with the beginning of the result: what follows is shown then. If it is
 //! not the beginning, pieces are gone: that is said, and fails if standard output is a pipe, whose
 //! reader would otherwise take what it got for the whole.
@@ -361,6 +361,8 @@ mod tests {
             ("ab", ["a", "b"], false),
             ("ax", ["ab", ""], true),
             ("ax", ["a", "bc"], true),
+            // The stream ended where it did not keep up.
+            ("ab", ["abc", "d"], false),
             // More was streamed than the worker kept.
             ("abc", ["ab", ""], false),
         ] {

@@ -146,9 +146,9 @@ impl RunCommand {
     async fn phases(&self, endpoint: &Endpoint, progress: &Progress) -> Done {
         let cas = remote::connect(endpoint, &self.instance)?;
         let request = self.prepare(&cas, progress).await?;
-        let channel = endpoint.channel();
+        let channel = endpoint.channel()?;
         let readable = match &self.logstream_remote {
-            Some(elsewhere) => elsewhere.channel(),
+            Some(elsewhere) => elsewhere.channel()?,
             None => channel.clone(),
         };
         let live = Live::new((!self.no_live).then_some(readable), progress.clone());
@@ -239,9 +239,10 @@ impl RunCommand {
         progress: &Progress,
     ) -> Done {
         let function = self.digest_function;
+        let failure = report::response(&response);
         let result = response.result.unwrap_or_default();
         let shown = live.finish(cas, function, &result).await;
-        if let Some(failure) = report::failure(response.status.as_ref(), &response.message) {
+        if let Some(failure) = failure {
             return Err(failure);
         }
         let plan = outputs::plan(cas, function, &result, &self.outputs).await?;

@@ -4,19 +4,59 @@ use std::fmt::Write;
 
 use tonic::Code;
 
-use super::super::exit::{Exit, Failure, of_status};
+use super::super::exit::{Exit, Failure, of_call, of_status};
 use crate::reapi::any::unpack;
-use crate::reapi::proto::rpc;
+use crate::reapi::proto::{re, rpc};
 use crate::reapi::status;
 
-/// What the status of an execution means; `None` if it is a success. `message` is what the server adds for humans.
-pub(super) fn failure(status: Option<&rpc::Status>, message: &str) -> Option<Failure> {
+/// Who says that something failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// A call, or the operation: nothing is known of the command.
+    Call,
+    /// The response, about an action that did not run.
+    Response,
+    /// The response, beside the result of a command that ran.
+    Result,
+}
+
+/// What the response to an execution means; `None` if it is a success.
+pub(super) fn response(response: &re::ExecuteResponse) -> Option<Failure> {
+    let by = match response.result.as_ref().is_some_and(ran) {
+        true => By::Result,
+        false => By::Response,
+    };
+    failure(response.status.as_ref(), &response.message, by)
+}
+
+/// What an operation that ended with an error means; `None` if it is none.
+pub(super) fn operation(status: &rpc::Status) -> Option<Failure> {
+    failure(Some(status), "", By::Call)
+}
+
+/// Whether a command left anything in this result; some servers send an empty one, or only their
+/// worker's name, for an action that was never started.
+fn ran(result: &re::ActionResult) -> bool {
+    let started = result
+        .execution_metadata
+        .as_ref()
+        .is_some_and(|metadata| metadata.execution_start_timestamp.is_some());
+    started
+        || result.exit_code != 0
+        || result.stdout_digest.is_some()
+        || result.stderr_digest.is_some()
+        || !result.stdout_raw.is_empty()
+        || !result.stderr_raw.is_empty()
+}
+
+/// `message` is what the server adds for humans.
+fn failure(status: Option<&rpc::Status>, message: &str, by: By) -> Option<Failure> {
     let status = status.filter(|status| status.code != Code::Ok as i32)?;
     let code = Code::from_i32(status.code);
     let missing = missing(status);
     let mut text = format!(
         "{}: {}",
-        what(code, !missing.is_empty()),
+        what(code, !missing.is_empty(), by),
         said(code, &status.message)
     );
     if !message.is_empty() && message != status.message {
@@ -25,12 +65,17 @@ pub(super) fn failure(status: Option<&rpc::Status>, message: &str) -> Option<Fai
     for blob in &missing {
         let _ = write!(text, "\n  missing: {blob}");
     }
-    let _ = write!(text, "\n{}", advice(code, !missing.is_empty()));
-    let exit = match (missing.is_empty(), code) {
-        (false, _) => Exit::TryAgain,
+    let _ = write!(text, "\n{}", advice(code, !missing.is_empty(), by));
+    let exit = match (missing.is_empty(), code, by) {
+        (false, _, _) => Exit::TryAgain,
+        (true, code, By::Call) if code != Code::Unavailable => of_call(code),
         // The server is there and says that a worker was not: that is no address to correct.
-        (true, Code::Unavailable) => Exit::Software,
-        (true, code) => of_status(code),
+        (true, Code::Unavailable, _) => Exit::Software,
+        // Data that was refused never ran.
+        (true, Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange, By::Result) => {
+            Exit::Software
+        }
+        (true, code, _) => of_status(code),
     };
     Some(Failure::new(exit, text))
 }
@@ -45,7 +90,7 @@ pub(super) fn call(failed: &tonic::Status, remote: &str, during: &str) -> Failur
         return Failure::new(Exit::Unavailable, text);
     }
     let inner = status::from_call_status(failed);
-    match failure(Some(&inner), "") {
+    match operation(&inner) {
         Some(failure) => Failure::new(failure.exit, format!("{remote}{during}: {}", failure.text)),
         None => Failure::new(Exit::Protocol, format!("{remote}{during}: {failed}")),
     }
@@ -81,8 +126,13 @@ fn missing(status: &rpc::Status) -> Vec<String> {
         .collect()
 }
 
-fn what(code: Code, missing: bool) -> &'static str {
+fn what(code: Code, missing: bool, by: By) -> &'static str {
     match code {
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange if by == By::Result => {
+            "the command ran, but has no result that counts"
+        }
+        Code::DeadlineExceeded if by == By::Call => "the server did not answer in time",
+        Code::Cancelled if by == By::Call => "the call was broken off",
         _ if missing => "the command was not run, for inputs are missing",
         Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => {
             "the server refused the action"
@@ -96,8 +146,14 @@ fn what(code: Code, missing: bool) -> &'static str {
     }
 }
 
-fn advice(code: Code, missing: bool) -> &'static str {
+fn advice(code: Code, missing: bool, by: By) -> &'static str {
     match code {
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange if by == By::Result => {
+            "what to do: change the command, or give it more of what is named above; its own output is shown as far as it came"
+        }
+        Code::DeadlineExceeded | Code::Cancelled if by == By::Call => {
+            "what to do: try again; if it stays so, look into the server's log"
+        }
         _ if missing => {
             "what to do: run it again, what is missing is uploaded then; if that does not help, the CAS loses blobs"
         }
@@ -165,13 +221,57 @@ mod tests {
             status(Code::Unavailable, ""),
             status(Code::Unimplemented, "no such service"),
         ] {
-            let failure = failure(Some(&status), "worker builder7").unwrap();
+            let failure = failure(Some(&status), "worker builder7", By::Response).unwrap();
             said += &format!(
                 "{:?} = {}\n{}\n\n",
                 failure.exit, failure.exit as u8, failure.text
             );
         }
         insta::assert_snapshot!(said);
-        assert!(failure(Some(&ok()), "x").is_none() && failure(None, "x").is_none());
+        assert!(failure(Some(&ok()), "x", By::Result).is_none());
+        assert!(failure(None, "x", By::Call).is_none());
+    }
+
+    #[test]
+    fn a_command_that_ran_was_not_refused() {
+        let killed = |result| re::ExecuteResponse {
+            result,
+            status: Some(status(Code::FailedPrecondition, "used too much memory")),
+            ..Default::default()
+        };
+        let result = re::ActionResult {
+            exit_code: 137,
+            ..Default::default()
+        };
+        let failure = response(&killed(Some(result))).unwrap();
+        assert_eq!(failure.exit, Exit::Software);
+        assert!(failure.text.starts_with("the command ran, but"));
+        assert!(failure.text.contains("used too much memory"));
+        // An empty result is no sign of a command.
+        for none in [None, Some(re::ActionResult::default())] {
+            let failure = response(&killed(none)).unwrap();
+            assert_eq!(failure.exit, Exit::Data);
+            assert!(failure.text.starts_with("the server refused the action"));
+        }
+    }
+
+    #[test]
+    fn only_the_response_tells_of_a_timeout_of_the_command() {
+        let late = status(Code::DeadlineExceeded, "too late");
+        let told = re::ExecuteResponse {
+            status: Some(late.clone()),
+            ..Default::default()
+        };
+        assert_eq!(response(&told).unwrap().exit, Exit::TimedOut);
+        let of_call = call(
+            &tonic::Status::deadline_exceeded("too late"),
+            "http://h:1",
+            "",
+        );
+        for failure in [of_call, operation(&late).unwrap()] {
+            assert_eq!(failure.exit, Exit::Unavailable);
+            assert!(failure.text.contains("did not answer in time"));
+            assert!(!failure.text.contains("the command"));
+        }
     }
 }

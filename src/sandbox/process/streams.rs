@@ -100,9 +100,15 @@ impl Keeper {
         let piece = &self.buffer[before..];
         if let Some(live) = &self.spec.live
             && got > 0
-            && let Ok(place) = live.try_reserve()
         {
-            place.send(Bytes::copy_from_slice(piece));
+            let kept_up = live
+                .try_reserve()
+                .map(|place| place.send(Bytes::copy_from_slice(piece)))
+                .is_ok();
+            // What was shown stays the beginning of the whole: readers go on from there in the result.
+            if !kept_up {
+                self.spec.live = None;
+            }
         }
         let allowed = self.spec.keep - self.kept;
         let take = (got as u64).min(allowed);
@@ -283,6 +289,34 @@ mod tests {
             live.extend_from_slice(&piece);
         }
         assert!(live == data);
+    }
+
+    #[tokio::test]
+    async fn what_is_shown_is_the_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let (send, mut receive) = mpsc::channel(1);
+        let mut spec = spec(1 << 20, u64::MAX, dir.path());
+        spec.live = Some(send);
+        let (read, mut write) = io::pipe().unwrap();
+        let over = CancellationToken::new();
+        let mut capture = std::pin::pin!(capture(read.into(), spec, &over));
+        write.write_all(b"first").unwrap();
+        while receive.is_empty() {
+            assert!(futures::poll!(&mut capture).is_pending());
+            tokio::task::yield_now().await;
+        }
+        // There is no place for this one.
+        write.write_all(b"second").unwrap();
+        while !receive.is_closed() && receive.sender_strong_count() > 0 {
+            assert!(futures::poll!(&mut capture).is_pending());
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(receive.recv().await.unwrap(), "first");
+        write.write_all(b"third").unwrap();
+        drop(write);
+        let stream = capture.await.unwrap();
+        assert!(receive.recv().await.is_none());
+        assert_eq!(content(stream.captured), b"firstsecondthird");
     }
 
     #[tokio::test]

@@ -3,12 +3,25 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use prost::Message;
+
 use crate::cas::{CasError, LocalStore};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction};
 
-/// Bytes that are inlined into one result at most, so that it stays far below the 4 MiB that clients take by default.
-const BUDGET: u64 = 1 << 20;
+/// What clients take by default in one message.
+const MESSAGE: usize = 4 << 20;
+/// Left for what is around a result in its message: the operation and its metadata, tags and lengths.
+const AROUND: usize = 64 << 10;
+/// Bytes that are inlined into one result at most.
+const BUDGET: usize = 1 << 20;
+/// The largest response that is told; what is larger would be lost on the way.
+pub(super) const LARGEST: usize = MESSAGE - 2 * AROUND;
+
+/// Bytes that may be inlined into a result of `size` bytes.
+fn budget(size: usize) -> u64 {
+    BUDGET.min((MESSAGE - AROUND).saturating_sub(size)) as u64
+}
 
 /// What a client wants inlined.
 #[derive(Clone, Debug, Default)]
@@ -39,14 +52,7 @@ impl Inline {
         function: DigestFunction,
         result: &mut re::ActionResult,
     ) -> Result<(), CasError> {
-        let mut left = BUDGET.saturating_sub(
-            (result.stdout_raw.len() + result.stderr_raw.len()) as u64
-                + result
-                    .output_files
-                    .iter()
-                    .map(|file| file.contents.len() as u64)
-                    .sum::<u64>(),
-        );
+        let mut left = budget(result.encoded_len());
         let mut take = |digest: Option<&re::Digest>| -> Result<bytes::Bytes, CasError> {
             let Ok(digest) = Digest::from_proto(function, digest) else {
                 return Ok(bytes::Bytes::new());
@@ -71,5 +77,19 @@ impl Inline {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inlining_keeps_within_what_clients_take() {
+        assert_eq!(budget(0), 1 << 20);
+        assert_eq!(budget(2 << 20), 1 << 20);
+        assert_eq!(budget((7 << 20) / 2), (1 << 19) - (64 << 10));
+        assert_eq!(budget(4 << 20), 0);
+        assert_eq!(budget(usize::MAX), 0);
     }
 }

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, MutexGuard};
+use prost::Message;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -321,8 +322,17 @@ impl Scheduler for Embedded {
         }
         let cacheable =
             finished.cacheable && !job.do_not_cache && finished.ending == Ending::Exited(0);
+        let action = job.digest;
         drop(state);
-        self.publish(id, cacheable, status::response(finished));
+        let response = status::response(finished);
+        let (cacheable, response) = match status::too_large(&response) {
+            Some(told) => {
+                tracing::warn!(%action, size = response.encoded_len(), "the result is too large to be told");
+                (false, told)
+            }
+            None => (cacheable, response),
+        };
+        self.publish(id, cacheable, response);
         self.news.notify_one();
     }
 

@@ -3,9 +3,11 @@
 //! REAPI, ExecuteResponse.status: "If the status has a code other than `OK`, it indicates that the action did not finish
 //! execution." A command that ran to an end of its own is `OK` whatever its exit code; a failure of ours never is.
 
+use prost::Message;
 use prost_types::Any;
 use tonic::Code;
 
+use super::inline::LARGEST;
 use crate::action::ending::{KILLED_BY_ANOTHER, timed_out};
 use crate::action::{Ending, Finished};
 use crate::reapi::proto::{re, rpc};
@@ -46,6 +48,21 @@ pub(super) fn response(finished: Finished) -> re::ExecuteResponse {
         server_logs: Default::default(),
         message,
     }
+}
+
+/// What is told instead of a response that is too large for the message size that clients take.
+pub(super) fn too_large(response: &re::ExecuteResponse) -> Option<re::ExecuteResponse> {
+    let size = response.encoded_len();
+    (size > LARGEST).then(|| re::ExecuteResponse {
+        status: Some(status(
+            Code::FailedPrecondition,
+            format!(
+                "the action ended, but its result of {size} bytes is larger than clients take; \
+                 declare fewer outputs, or directories instead of single files"
+            ),
+        )),
+        ..Default::default()
+    })
 }
 
 /// The status of an end that is not a command's own.
@@ -104,6 +121,29 @@ mod tests {
             cacheable: false,
             details: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_result_that_clients_do_not_take_is_told_as_such() {
+        let of = |files: usize| re::ExecuteResponse {
+            result: Some(re::ActionResult {
+                output_files: vec![
+                    re::OutputFile {
+                        path: "x".repeat(1000),
+                        ..Default::default()
+                    };
+                    files
+                ],
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        assert!(too_large(&of(3000)).is_none());
+        let told = too_large(&of(5000)).unwrap();
+        assert!(told.result.is_none());
+        let status = told.status.unwrap();
+        assert_eq!(status.code, Code::FailedPrecondition as i32);
+        assert!(status.message.contains("declare fewer outputs"));
     }
 
     #[test]

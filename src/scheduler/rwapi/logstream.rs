@@ -11,12 +11,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use crate::action::LiveOutput;
-use crate::config::Endpoint;
+use crate::config::{Endpoint, EndpointError};
 use crate::reapi::proto::bytestream::byte_stream_client::ByteStreamClient;
 use crate::reapi::proto::bytestream::{QueryWriteStatusRequest, WriteRequest};
 
 /// Pieces of one stream that may wait for the network; a command that writes faster than that is
-/// shown with gaps.
+/// shown as far as it came until then, and in full in its result.
 const WAITING: usize = 64;
 
 /// Writes log streams at one endpoint.
@@ -26,10 +26,10 @@ pub struct LogStreams {
 
 impl LogStreams {
     /// Connects when the first stream is opened. To be called inside the tokio runtime.
-    pub fn new(endpoint: &Endpoint) -> Self {
-        LogStreams {
-            channel: endpoint.channel(),
-        }
+    pub fn new(endpoint: &Endpoint) -> Result<Self, EndpointError> {
+        Ok(LogStreams {
+            channel: endpoint.channel()?,
+        })
     }
 }
 

@@ -29,7 +29,7 @@ pub use pace::Pacing;
 
 use super::{Drain, Event, LeaseId, Scheduler};
 use crate::action::Finished;
-use crate::config::Endpoint;
+use crate::config::{Endpoint, EndpointError};
 use crate::reapi::proto::re;
 use status::Report;
 
@@ -95,9 +95,9 @@ pub struct Rwapi {
 
 impl Rwapi {
     /// Connects, and keeps trying to. Must be called within a tokio runtime.
-    pub fn new(config: RwapiConfig) -> Arc<Self> {
-        let channel = config.endpoint.channel();
-        Self::over(channel, config)
+    pub fn new(config: RwapiConfig) -> Result<Arc<Self>, EndpointError> {
+        let channel = config.endpoint.channel()?;
+        Ok(Self::over(channel, config))
     }
 
     /// The same over a channel that exists already; `config.endpoint` only names it in logs.

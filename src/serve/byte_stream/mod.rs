@@ -30,6 +30,8 @@ pub(super) struct Bounds {
     pub(super) upload_kept: Duration,
     /// How long a client may stay silent within an upload.
     pub(super) upload_idle: Duration,
+    /// How long a client may take nothing of a download.
+    pub(super) download_idle: Duration,
 }
 
 /// The ByteStream service.
@@ -41,6 +43,7 @@ pub(super) struct ByteStreamService {
     writers: Arc<Semaphore>,
     readers: Arc<Semaphore>,
     idle: Duration,
+    download_idle: Duration,
 }
 
 impl ByteStreamService {
@@ -56,6 +59,7 @@ impl ByteStreamService {
             writers: Arc::new(Semaphore::new(bounds.streams)),
             readers: Arc::new(Semaphore::new(bounds.streams)),
             idle: bounds.upload_idle,
+            download_idle: bounds.download_idle,
         }
     }
 

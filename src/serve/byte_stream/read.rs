@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, unfold};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
 use super::super::compress::Deflate;
@@ -66,6 +68,45 @@ impl Outgoing {
     }
 }
 
+impl Outgoing {
+    /// The pieces, read by a task: nobody asks for the next one while a client takes nothing, so only a
+    /// task of its own can give the place up then.
+    fn send(mut self, idle: Duration) -> Reading {
+        let (pieces, taken) = mpsc::channel(1);
+        let task: JoinHandle<Result<(), Status>> = tokio::spawn(async move {
+            loop {
+                let place = match tokio::time::timeout(idle, pieces.reserve()).await {
+                    Ok(Ok(place)) => place,
+                    // The client is gone.
+                    Ok(Err(_)) => return Ok(()),
+                    Err(_) => {
+                        return Err(Status::deadline_exceeded(format!(
+                            "nothing of blob {} was taken for {idle:?}; read it again from there",
+                            self.digest
+                        )));
+                    }
+                };
+                let (piece, blob) = blocking(move || Ok((self.piece()?, self))).await?;
+                self = blob;
+                match piece {
+                    Some(data) => place.send(data),
+                    None => return Ok(()),
+                }
+            }
+        });
+        Box::pin(unfold(Some((taken, task)), |state| async move {
+            let (mut taken, task) = state?;
+            if let Some(data) = taken.recv().await {
+                return Some((Ok(bs::ReadResponse { data }), Some((taken, task))));
+            }
+            let end = task.await.unwrap_or_else(|error| {
+                Err(Status::internal(format!("the download broke: {error}")))
+            });
+            end.err().map(|error| (Err(error), None))
+        }))
+    }
+}
+
 impl ByteStreamService {
     pub(super) async fn begin_read(&self, request: bs::ReadRequest) -> Result<Reading, Status> {
         if let Some(at) = request.resource_name.find(STREAMS)
@@ -97,14 +138,7 @@ impl ByteStreamService {
         Ok(match first {
             First::Whole(data) if data.is_empty() => Box::pin(stream::empty()),
             First::Whole(data) => Box::pin(stream::iter([Ok(bs::ReadResponse { data })])),
-            First::Pieces(blob) => Box::pin(unfold(Some(blob), |blob| async move {
-                let mut blob = blob?;
-                match blocking(move || Ok((blob.piece()?, blob))).await {
-                    Ok((Some(data), blob)) => Some((Ok(bs::ReadResponse { data }), Some(blob))),
-                    Ok((None, _)) => None,
-                    Err(error) => Some((Err(error), None)),
-                }
-            })),
+            First::Pieces(blob) => blob.send(self.download_idle),
         })
     }
 

@@ -220,6 +220,7 @@ impl FaultyCas {
             },
             true,
         )
+        .unwrap()
     }
 
     pub fn client(&self) -> RemoteCas {
