@@ -61,9 +61,7 @@ impl UidRange {
                     _locks: locks,
                 });
             }
-            at = (at / BLOCK + 1)
-                .checked_mul(BLOCK)
-                .ok_or_else(|| bad(at))?;
+            at = (at / BLOCK + 1).checked_mul(BLOCK).ok_or_else(|| bad(at))?;
         }
         Err(SandboxError::Setup {
             action: format!("claim {count} uids from {first} on"),
