@@ -113,13 +113,22 @@ async fn a_timeout_keeps_the_partial_result() {
         ..action(command, bench.root(&[]))
     };
     let finished = bench.run_action(action, CancellationToken::new()).await;
-    assert_eq!(finished.ending, Ending::TimedOut { after: 1 });
+    assert_eq!(
+        finished.ending,
+        Ending::TimedOut {
+            after: Duration::from_secs(1),
+            bound_of: "its action"
+        }
+    );
     assert!(!finished.cacheable);
     let result = finished.result.unwrap();
     assert_eq!(&result.stdout_raw[..], b"begun\n");
     assert_eq!(result.output_files.len(), 1);
     assert_ne!(result.exit_code, 0);
-    assert!(String::from_utf8_lossy(&result.stderr_raw).contains("timeout of 1 s"));
+    assert!(
+        String::from_utf8_lossy(&result.stderr_raw)
+            .contains("longer than the 1s that its action allows")
+    );
 }
 
 #[tokio::test]
@@ -211,12 +220,24 @@ async fn large_output_is_a_blob_and_cut_output_says_so() {
             bench.root(&[]),
         )
         .await;
+    let Ending::LimitExceeded(why) = &finished.ending else {
+        panic!("{:?}", finished.ending)
+    };
+    assert!(why.contains("100000 bytes of standard error"), "{why}");
+    assert!(
+        !finished.cacheable,
+        "a part must not be cached as the whole"
+    );
     let result = finished.result.unwrap();
+    assert_eq!(result.exit_code, 0);
     assert!(result.stdout_raw.is_empty());
     assert_eq!(bench.blob(result.stdout_digest.as_ref()), vec![0; 100_000]);
     let stderr = bench.blob(result.stderr_digest.as_ref());
     assert_eq!(&stderr[..200_000], &vec![0; 200_000][..]);
-    assert!(String::from_utf8_lossy(&stderr[200_000..]).contains("100000 more bytes were dropped"));
+    assert!(
+        String::from_utf8_lossy(&stderr[200_000..])
+            .contains("100000 bytes of standard error were dropped")
+    );
 }
 
 #[tokio::test]

@@ -540,14 +540,52 @@ fn another_file_put_in_an_outputs_place_does_not_become_the_blob() {
     fs::write(store.scratch().join("swapped"), content(2, 100)).unwrap();
     let folder = fs::File::open(store.scratch()).unwrap();
     let hashed = fs::File::open(store.scratch().join("hashed")).unwrap();
-    let adopt =
-        |name: &str| store.adopt_at(digest, folder.as_fd(), name.as_ref(), hashed.as_fd(), false);
+    let sealed = store.seal(hashed.as_fd(), false).unwrap();
+    let adopt = |name: &str| {
+        let file = hashed.as_fd();
+        store.adopt_at(digest, folder.as_fd(), name.as_ref(), file, false, &sealed)
+    };
     let error = adopt("swapped").unwrap_err();
     assert!(error.to_string().contains("another file"), "{error}");
     assert!(!store.contains(digest));
     assert_eq!(files(&dir.path().join("sha256")).len(), 0);
     adopt("hashed").unwrap();
     assert_eq!(store.read(digest, 100).unwrap().unwrap(), data);
+}
+
+#[test]
+fn who_still_writes_to_an_output_does_not_change_the_blob() {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (digest, data) = blob(1, 10_000);
+    let output = store.scratch().join("output");
+    let mut writer = fs::File::create(&output).unwrap();
+    writer.write_all(&data).unwrap();
+    store.adopt(digest, &output, false).unwrap();
+    assert!(!output.exists());
+    writer.write_all_at(b"poison", 0).unwrap();
+    assert_eq!(store.read(digest, 10_000).unwrap().unwrap(), data);
+    drop(writer);
+
+    // It wrote after the hash: that is no blob.
+    let (digest, data) = blob(2, 10_000);
+    fs::write(&output, &data).unwrap();
+    let writer = fs::OpenOptions::new().write(true).open(&output).unwrap();
+    let file = fs::File::open(&output).unwrap();
+    let sealed = store.seal(file.as_fd(), false).unwrap();
+    writer.write_all_at(b"poison", 0).unwrap();
+    drop(writer);
+    let folder = fs::File::open(store.scratch()).unwrap();
+    let name = "output".as_ref();
+    let adopted = store.adopt_at(digest, folder.as_fd(), name, file.as_fd(), false, &sealed);
+    assert!(
+        matches!(adopted, Err(CasError::Corrupt { .. })),
+        "{adopted:?}"
+    );
+    assert!(!store.contains(digest));
 }
 
 #[test]
@@ -929,6 +967,30 @@ fn the_floor_of_free_space_is_kept() {
         put(&store, n, 4096);
     }
     assert!(free() >= 2 << 20, "{}", free());
+}
+
+#[test]
+fn the_floor_counts_what_was_promised_and_not_what_is_taken_over() {
+    let Some(mounted) = Mounted::new("size=8m") else {
+        return;
+    };
+    let mut config = config(&mounted.0.path().join("store"));
+    config.free_floor = 2 << 20;
+    let store = LocalStore::open(config).unwrap();
+    // Both are promised room before either has a byte on disk; 8 MiB have no room for both and the floor.
+    let first = store.writer(blob(1, 4 << 20).0, false).unwrap();
+    let (digest, data) = blob(2, 4 << 20);
+    let second = store.writer(digest, false);
+    assert!(matches!(second, Err(CasError::Full { .. })));
+    drop(first);
+    drop(store.writer(digest, false).unwrap());
+
+    // Less than the floor is free, but a rename takes nothing more.
+    let output = store.scratch().join("output");
+    fs::write(&output, &data).unwrap();
+    fs::write(mounted.0.path().join("other"), vec![0; 5 << 19]).unwrap();
+    store.adopt(digest, &output, false).unwrap();
+    assert_eq!(store.read(digest, 4 << 20).unwrap().unwrap(), data);
 }
 
 #[test]

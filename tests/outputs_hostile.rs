@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 use boxwright::cas::{LocalStore, StoreConfig};
 use boxwright::outputs::{
@@ -49,6 +50,7 @@ fn world() -> World {
             node_properties: Vec::new(),
             function: SHA256,
             limits: OutputLimits::default(),
+            cancel: CancellationToken::new(),
         },
         dir,
     }
@@ -84,6 +86,12 @@ impl World {
     fn refusal(&mut self, paths: &[&str]) -> String {
         match self.collect_any(paths) {
             Err(error @ OutputError::Refused { .. }) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+    fn beyond(&mut self, paths: &[&str]) -> String {
+        match self.collect_any(paths) {
+            Err(error @ OutputError::Limit { .. }) => error.to_string(),
             other => panic!("{other:?}"),
         }
     }
@@ -344,7 +352,7 @@ fn sparse_files_are_refused_unread() {
     let huge = std::fs::File::create(world.path("dir/huge")).unwrap();
     huge.set_len(1 << 42).unwrap();
     for declared in ["dir", "dir/huge"] {
-        let text = world.refusal(&[declared]);
+        let text = world.beyond(&[declared]);
         assert!(
             text.contains("dir/huge") && text.contains("1073741824 bytes"),
             "{text}"
@@ -389,7 +397,7 @@ fn depth_and_number_are_bounded() {
     world.write("many/b", "");
     world.write("many/c", "");
     world.request.limits.nodes = 3;
-    let text = world.refusal(&["many"]);
+    let text = world.beyond(&["many"]);
     assert!(text.contains("more than 3 files"), "{text}");
     world.request.limits.nodes = 4;
     assert!(world.collect_any(&["many"]).is_ok());
@@ -399,7 +407,7 @@ fn depth_and_number_are_bounded() {
     world.write("1/2/3/4/5/file", "");
     assert!(world.collect_any(&["1"]).is_ok());
     world.write("1/2/3/4/5/6/file", "");
-    let text = world.refusal(&["1"]);
+    let text = world.beyond(&["1"]);
     assert!(text.contains("deeper than 5 directories"), "{text}");
 }
 
@@ -562,4 +570,16 @@ fn a_thousand_files_and_many_large_ones_arrive_whole() {
         let digest = Digest::from_proto(SHA256, file.digest.as_ref()).unwrap();
         assert_eq!(digest, SHA256.digest(&zeros));
     }
+}
+
+#[test]
+fn collecting_stops_when_nobody_wants_it() {
+    let mut world = world();
+    let huge = std::fs::File::create(world.path("huge")).unwrap();
+    huge.set_len(1 << 37).unwrap();
+    let cancel = world.request.cancel.clone();
+    let collecting = std::thread::spawn(move || world.collect_any(&["huge"]).unwrap_err());
+    // Hashing this many zeros takes minutes: if this returns, it was cut short.
+    cancel.cancel();
+    assert!(matches!(collecting.join().unwrap(), OutputError::Cancelled));
 }

@@ -337,6 +337,7 @@ async fn what_waiting_cannot_mend_is_fatal() {
             Status::invalid_argument("Invalid instance name: [main]"),
             "instance",
         ),
+        (Status::failed_precondition("no set fits"), "no set fits"),
         (Status::unimplemented("no such service"), "Bots"),
     ];
     for (refusal, part) in refusals {
@@ -348,6 +349,44 @@ async fn what_waiting_cannot_mend_is_fatal() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_is_seen_soon_after_slow_answers() {
+    let server = Server::start();
+    let bot = bot(&server, 3);
+    settled(&server).await;
+    let id = server.submit();
+    lease(&bot).await;
+    sleep(Duration::from_secs(5)).await;
+    let before = updates(&server).len();
+    for _ in 0..2 {
+        server.fault(Fault::Delay(Duration::from_secs(60)));
+    }
+    // Two run into their deadline, the third is answered.
+    server
+        .until("a third update", |s| s.updates.len() >= before + 3)
+        .await;
+    sleep(Duration::from_secs(1)).await;
+    server.cancel(&id);
+    let at = Instant::now();
+    assert!(matches!(event(&bot).await, Event::Revoked(revoked) if revoked == id));
+    assert!(at.elapsed() <= Duration::from_secs(5), "{:?}", at.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_that_lost_its_server_does_not_cost_the_session() {
+    let server = Server::start();
+    let bot = bot(&server, 2);
+    settled(&server).await;
+    let id = server.submit();
+    lease(&bot).await;
+    server.fault(Fault::Refuse(Status::unimplemented("404")));
+    bot.complete(&id, done());
+    server
+        .until("completed", |s| s.completion(&id).is_some())
+        .await;
+    assert_eq!(server.look(|s| s.creates.len()), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -30,6 +30,7 @@ async fn a_session_is_created_without_status_and_says_who_we_are() {
             ("ISA".into(), "x86-64".into()),
             ("ISA".into(), "x86-32".into()),
         ],
+        labels: vec![("boxwright-sandbox".into(), "process".into())],
         capacity: 3,
         priority: 7,
         ..config()
@@ -51,7 +52,14 @@ async fn a_session_is_created_without_status_and_says_who_we_are() {
         device,
         [("OSFamily", "linux"), ("ISA", "x86-64"), ("ISA", "x86-32")]
     );
-    assert_eq!(worker.properties.len(), 3);
+    // A label is told, but nothing that actions are matched against: `device` above is all of that.
+    let told: Vec<_> = worker
+        .properties
+        .iter()
+        .map(|p| (p.key.as_str(), p.value.as_str()))
+        .collect();
+    assert_eq!(told[..3], device);
+    assert_eq!(told[3..], [("boxwright-sandbox", "process")]);
     assert_eq!(worker.devices.len(), 1);
     assert_eq!(worker.devices[0].handle, bot.bot_id());
     let configs: Vec<_> = worker

@@ -192,7 +192,13 @@ async fn nothing_but_a_clean_exit_is_cached() {
     for (action, ending) in [
         (cacheable, Ending::Exited(7)),
         (cacheable, Ending::Infrastructure("disk".into())),
-        (cacheable, Ending::TimedOut { after: 1 }),
+        (
+            cacheable,
+            Ending::TimedOut {
+                after: Duration::from_secs(1),
+                bound_of: "its action",
+            },
+        ),
         (not, Ending::Exited(0)),
     ] {
         let mut stream = execute(&server, request(action)).await.unwrap();

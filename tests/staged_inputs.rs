@@ -87,6 +87,7 @@ impl World {
             tree: tree.clone(),
             directories: directories.iter().map(|d| (*d).to_owned()).collect(),
             owner,
+            hold: None,
         };
         self.staged.stage(request).await
     }
@@ -465,4 +466,37 @@ fn a_dropped_root_goes_by_itself() {
     // And where there is no runtime.
     drop(stage());
     gone(soon());
+}
+
+#[test]
+fn a_blob_whose_file_somebody_removed_is_named_as_missing() {
+    as_everyone(
+        "a_blob_whose_file_somebody_removed_is_named_as_missing",
+        async || {
+            for owner in owners() {
+                let world = world();
+                let mut builder = TreeBuilder::new(SHA256);
+                let digest = world.blob("gone");
+                builder.file("dir/file", digest, false, None).unwrap();
+                let tree = world.tree(builder).await;
+                let path = world.store().path(digest, false).unwrap().unwrap();
+                std::fs::remove_file(path).unwrap();
+                match world.stage(&tree, &[], owner).await {
+                    Err(InputError::Missing(missing)) => {
+                        assert_eq!(missing[0].digest, digest);
+                        assert!(missing[0].what.contains("dir/file"), "{}", missing[0].what);
+                    }
+                    Err(error) => panic!("{error}"),
+                    Ok(_) => panic!("staged without its file"),
+                }
+                // The store knows by now: what is put again is staged.
+                world.blob("gone");
+                let root = world.stage(&tree, &[], owner).await.unwrap();
+                assert_eq!(
+                    std::fs::read(root.path().join("dir/file")).unwrap(),
+                    b"gone"
+                );
+            }
+        },
+    );
 }

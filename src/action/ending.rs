@@ -1,6 +1,8 @@
 //! How an action can end. Every end has exactly one class, and a failure of ours is never told as
 //! an exit code.
 
+use std::time::Duration;
+
 use crate::reapi::status::MissingBlob;
 
 /// The class of an end.
@@ -12,8 +14,10 @@ pub enum Ending {
     Signalled(i32),
     /// The command ran longer than its Action allows.
     TimedOut {
-        /// The bound, in seconds.
-        after: u64,
+        /// The bound.
+        after: Duration,
+        /// Who set it: `its action`, or the flag by which the operator did.
+        bound_of: &'static str,
     },
     /// The kernel killed the command because it used more memory than it was given.
     OutOfMemory,
@@ -31,6 +35,11 @@ pub enum Ending {
     Cancelled,
     /// The worker is going away before the action could finish; another worker should run it.
     Preempted,
+}
+
+/// What is said of a command that ran too long.
+pub fn timed_out(after: Duration, bound_of: &str) -> String {
+    format!("the command ran longer than the {after:?} that {bound_of} allows")
 }
 
 /// What is said of a command that ended by a SIGKILL which the worker did not send. It is told as a failure and

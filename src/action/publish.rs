@@ -1,16 +1,19 @@
 //! The last phase: the streams of a command as part of its result, and every blob of the result
 //! where the client will look for it.
 
-use std::fs::OpenOptions;
-use std::io::{Read, Seek, Write};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::fs::CWD;
 
 use crate::cas::{CasError, LocalStore, Pins};
 use crate::reapi::{Digest, DigestFunction};
 use crate::sandbox::Captured;
+use crate::tree::{READ_BUFFER, digest_file};
 
 /// One output stream, ready for an ActionResult: inside it, or a blob.
 #[derive(Debug, Default)]
@@ -53,9 +56,19 @@ pub(super) fn keep_stream(
             })
         }
         Captured::File { path, .. } => {
-            let digest = append_and_hash(&path, notice, function)?;
+            let failed = |source| CasError::Disk {
+                action: "read back",
+                object: format!("output stream {}", path.display()),
+                source,
+            };
+            let file = append(&path, notice).map_err(failed)?;
+            // Whoever still writes to the stream must not do so in the store.
+            let sealed = store.seal(file.as_fd(), false)?;
+            let mut buffer = vec![0; READ_BUFFER];
+            let digest = digest_file(&file, function, &mut buffer).map_err(failed)?;
             let pins = store.pin([digest]);
-            store.adopt(digest, &path, false)?;
+            let name = path.as_os_str();
+            store.adopt_at(digest, CWD, name, file.as_fd(), false, &sealed)?;
             Ok(Stream {
                 digest: Some(digest),
                 _pins: Some(pins),
@@ -65,37 +78,28 @@ pub(super) fn keep_stream(
     }
 }
 
-fn append_and_hash(
-    path: &Path,
-    notice: &str,
-    function: DigestFunction,
-) -> Result<Digest, CasError> {
-    let run = || -> std::io::Result<Digest> {
-        let mut file = OpenOptions::new().read(true).append(true).open(path)?;
+/// Appends the notice and opens the stream for reading; it is not open for writing any more.
+fn append(path: &Path, notice: &str) -> std::io::Result<File> {
+    if !notice.is_empty() {
+        let mut file = OpenOptions::new().append(true).open(path)?;
         file.write_all(notice.as_bytes())?;
-        file.rewind()?;
-        let mut hasher = function.hasher();
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(hasher.finish()),
-                n => hasher.update(&buffer[..n]),
-            }
-        }
-    };
-    run().map_err(|source| CasError::Disk {
-        action: "read back",
-        object: format!("output stream {}", path.display()),
-        source,
-    })
+    }
+    File::open(path)
 }
 
-/// What stands at the end of a stream that was cut.
-pub(super) fn cut_notice(dropped: u64, kept: u64) -> String {
-    if dropped == 0 {
-        return String::new();
-    }
-    format!("\n[boxwright: {dropped} more bytes were dropped; a stream may have {kept} bytes]\n")
+/// What is to be said of a command whose output was cut; `None` if all of it was kept.
+pub(super) fn cut(stdout_dropped: u64, stderr_dropped: u64, kept: u64) -> Option<String> {
+    let stream = match (stdout_dropped, stderr_dropped) {
+        (0, 0) => return None,
+        (_, 0) => "standard output",
+        (0, _) => "standard error",
+        _ => "standard output and standard error",
+    };
+    let dropped = stdout_dropped.saturating_add(stderr_dropped);
+    Some(format!(
+        "{dropped} bytes of {stream} were dropped, for this worker keeps {kept} bytes of a stream (--keep-output); \
+         write less, or to a file"
+    ))
 }
 
 #[cfg(test)]
@@ -104,8 +108,20 @@ mod tests {
 
     #[test]
     fn a_cut_stream_says_so() {
-        assert_eq!(cut_notice(0, 10), "");
-        let text = cut_notice(5, 10);
-        assert!(text.contains(" 5 ") && text.contains(" 10 "), "{text}");
+        assert_eq!(cut(0, 0, 10), None);
+        let text = cut(5, 0, 10).unwrap();
+        assert!(
+            text.starts_with("5 bytes of standard output were"),
+            "{text}"
+        );
+        assert!(
+            text.contains(" 10 bytes") && text.contains("--keep-output"),
+            "{text}"
+        );
+        assert!(
+            cut(5, 1, 10)
+                .unwrap()
+                .starts_with("6 bytes of standard output and standard error")
+        );
     }
 }

@@ -26,7 +26,8 @@ const MAX_COMMAND: u64 = 64 << 20;
 pub(super) struct Resolved {
     pub(super) digest: Digest,
     pub(super) do_not_cache: bool,
-    pub(super) timeout: Option<Duration>,
+    /// How long the command may run, and who says so.
+    pub(super) timeout: Option<(Duration, &'static str)>,
     pub(super) command: CheckedCommand,
     pub(super) tree: Arc<Tree>,
 }
@@ -108,7 +109,10 @@ async fn read_action(lease: &Lease, cas: &Cas) -> Result<(Digest, re::Action), E
 /// REAPI: "The server SHOULD impose a timeout if the client does not specify one, however, if the
 /// client does specify a timeout that is longer than the server's maximum timeout, the server MUST
 /// reject the request." A timeout of zero is what clients send that mean none.
-fn timeout(action: &re::Action, settings: &Settings) -> Result<Option<Duration>, Ending> {
+fn timeout(
+    action: &re::Action,
+    settings: &Settings,
+) -> Result<Option<(Duration, &'static str)>, Ending> {
     let asked = match &action.timeout {
         None => None,
         Some(timeout) => {
@@ -127,11 +131,14 @@ fn timeout(action: &re::Action, settings: &Settings) -> Result<Option<Duration>,
             asked.as_secs(),
             max.as_secs()
         ))),
-        (None, max) => Ok(match (settings.default_timeout, max) {
-            (Some(default), Some(max)) => Some(default.min(max)),
-            (default, max) => default.or(max),
-        }),
-        (asked, _) => Ok(asked),
+        (Some(asked), _) => Ok(Some((asked, "its action"))),
+        (None, max) => {
+            let default = settings
+                .default_timeout
+                .map(|length| (length, "--default-timeout"));
+            let max = max.map(|length| (length, "--max-timeout"));
+            Ok([default, max].into_iter().flatten().min())
+        }
     }
 }
 
@@ -200,7 +207,7 @@ mod tests {
         assert_eq!(timeout(&with(0, 0), &settings), Ok(None));
         assert_eq!(
             timeout(&with(7, 0), &settings),
-            Ok(Some(Duration::from_secs(7)))
+            Ok(Some((Duration::from_secs(7), "its action")))
         );
         assert!(matches!(
             timeout(&with(-1, 0), &settings),
@@ -209,12 +216,12 @@ mod tests {
         settings.max_timeout = Some(Duration::from_secs(60));
         assert_eq!(
             timeout(&re::Action::default(), &settings),
-            Ok(Some(Duration::from_secs(60)))
+            Ok(Some((Duration::from_secs(60), "--max-timeout")))
         );
         settings.default_timeout = Some(Duration::from_secs(30));
         assert_eq!(
             timeout(&re::Action::default(), &settings),
-            Ok(Some(Duration::from_secs(30)))
+            Ok(Some((Duration::from_secs(30), "--default-timeout")))
         );
         let Err(Ending::BadRequest(text)) = timeout(&with(61, 0), &settings) else {
             panic!("a timeout beyond the maximum was granted")

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::task::JoinHandle;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::ending::timed_out;
 use super::publish::{self, Stream};
 use super::resolve::{self, Resolved};
 use super::{Ending, Finished, LiveOutput, Settings};
@@ -46,8 +47,8 @@ pub struct RunnerParts {
 /// Runs actions, one per slot at a time.
 pub struct Runner {
     parts: RunnerParts,
-    /// Per slot: the removal of its last input root, which goes on after the result was handed out.
-    removals: Vec<tokio::sync::Mutex<Option<JoinHandle<()>>>>,
+    /// Per slot: locked while an input root of it is on the disk, which is longer than its action runs.
+    roots: Vec<Arc<Mutex<()>>>,
 }
 
 /// Tells the scheduler how far an action is.
@@ -66,10 +67,8 @@ struct Journey<'a> {
 impl Runner {
     /// Joins the parts.
     pub fn new(parts: RunnerParts) -> Self {
-        let removals = (0..parts.slots)
-            .map(|_| tokio::sync::Mutex::default())
-            .collect();
-        Runner { parts, removals }
+        let roots = (0..parts.slots).map(|_| Arc::default()).collect();
+        Runner { parts, roots }
     }
 
     /// Runs one leased action in a free slot. When this returns no process of the action is left.
@@ -105,10 +104,8 @@ impl Runner {
 
     /// Waits until every input root is taken down. To be called once nothing runs any more.
     pub async fn settle(&self) {
-        for removal in &self.removals {
-            if let Some(task) = removal.lock().await.take() {
-                let _ = task.await;
-            }
+        for root in &self.roots {
+            drop(root.lock().await);
         }
     }
 
@@ -116,18 +113,14 @@ impl Runner {
         let cancel = journey.cancel;
         let resolved = or_cancelled(cancel, self.resolve(journey)).await?;
         let staged = or_cancelled(cancel, self.stage(journey, &resolved)).await?;
-        let outcome = self.execute(journey, &resolved, staged.as_ref()).await;
-        let finished = match outcome {
+        let finished = match self.execute(journey, &resolved, staged.as_ref()).await {
             Ok(outcome) => {
-                or_cancelled(
-                    cancel,
-                    self.publish(journey, &resolved, staged.as_ref(), outcome),
-                )
-                .await
+                self.publish(journey, &resolved, staged.as_ref(), outcome)
+                    .await
             }
             Err(ending) => Err(ending),
         };
-        self.remove(journey.slot, staged).await;
+        remove(staged);
         finished
     }
 
@@ -155,15 +148,15 @@ impl Runner {
     ) -> Result<Box<dyn StagedRoot>, Ending> {
         (journey.progress)(journey.metadata.clone());
         // The slot's user owned the last root too: it must be gone before this user comes back.
-        if let Some(task) = self.removals[journey.slot].lock().await.take() {
-            let _ = task.await;
-        }
+        let root = self.roots[journey.slot].clone();
+        let hold = Some(Arc::new(root.lock_owned().await));
         let begun = Instant::now();
         let request = StageRequest {
             name: format!("{}-{}", journey.slot, uuid::Uuid::new_v4().simple()),
             tree: resolved.tree.clone(),
             directories: resolved.command.directories.clone(),
             owner: self.parts.sandbox.owner(journey.slot),
+            hold,
         };
         let staged = self
             .parts
@@ -201,7 +194,7 @@ impl Runner {
             env: resolved.command.env.clone(),
             root: staged.path().to_owned(),
             cwd: (&resolved.command.working_directory).into(),
-            timeout: resolved.timeout,
+            timeout: resolved.timeout.map(|(length, _)| length),
             grace: settings.grace,
             limits: settings.limits.clone(),
             stdout: stream(&journey.lease.stdout_stream),
@@ -237,13 +230,13 @@ impl Runner {
         outcome: Outcome,
     ) -> Result<Finished, Ending> {
         if outcome.end == End::Cancelled {
-            discard(outcome);
             return Err(Ending::Cancelled);
         }
         let begun = Instant::now();
         journey.metadata.output_upload_start_timestamp = Some(time::now());
         let function = journey.lease.function;
-        let (ending, exit_code, notice) = conclude(&outcome, resolved);
+        let keep = self.parts.settings.keep_output;
+        let (ending, exit_code, notice) = conclude(&outcome, resolved, keep);
         let request = CollectRequest {
             root: staged.path().to_owned(),
             outputs: resolved.command.outputs.clone(),
@@ -251,7 +244,9 @@ impl Runner {
             node_properties: resolved.command.node_properties.clone(),
             function,
             limits: self.parts.settings.output_limits,
+            cancel: journey.cancel.clone(),
         };
+        // Waited for even if the action is cancelled, which makes it short: the root must not be taken down under it.
         let gathered = self.gather(request, function, outcome, notice).await?;
         let Gathered {
             collected,
@@ -265,6 +260,11 @@ impl Runner {
                 Collected::default(),
                 Ending::BadRequest(refused.to_string()),
             ),
+            Err(beyond @ OutputError::Limit { .. }) => (
+                Collected::default(),
+                Ending::LimitExceeded(beyond.to_string()),
+            ),
+            Err(OutputError::Cancelled) => return Err(Ending::Cancelled),
             Err(error) => return Err(Ending::Infrastructure(error.to_string())),
         };
         let streams = [stdout.digest, stderr.digest];
@@ -274,11 +274,11 @@ impl Runner {
             .copied()
             .chain(streams.into_iter().flatten())
             .collect();
-        self.parts
-            .cas
-            .publish(&blobs)
-            .await
-            .map_err(|e| Ending::Infrastructure(e.to_string()))?;
+        or_cancelled(journey.cancel, async {
+            let published = self.parts.cas.publish(&blobs).await;
+            published.map_err(|e| Ending::Infrastructure(e.to_string()))
+        })
+        .await?;
         journey.record.publish = begun.elapsed();
         journey.record.output_blobs = blobs.len() as u64;
         journey.record.output_bytes = blobs.iter().map(|b| b.size()).sum();
@@ -314,19 +314,15 @@ impl Runner {
         notice: String,
     ) -> Result<Gathered, Ending> {
         let store = self.parts.cas.local().clone();
-        let (keep, inline) = (
-            self.parts.settings.keep_output,
-            self.parts.settings.inline_output,
-        );
+        let inline = self.parts.settings.inline_output;
         let work = move || {
-            let stream = |captured, dropped, notice: &str| {
-                let notice = publish::cut_notice(dropped, keep) + notice;
-                publish::keep_stream(&store, function, captured, &notice, inline)
+            let stream = |captured, notice: &str| {
+                publish::keep_stream(&store, function, captured, notice, inline)
                     .map_err(|e| Ending::Infrastructure(e.to_string()))
             };
             Ok(Gathered {
-                stdout: stream(outcome.stdout, outcome.stdout_dropped, "")?,
-                stderr: stream(outcome.stderr, outcome.stderr_dropped, &notice)?,
+                stdout: stream(outcome.stdout, "")?,
+                stderr: stream(outcome.stderr, &notice)?,
                 collected: outputs::collect(&store, &request),
             })
         };
@@ -334,16 +330,16 @@ impl Runner {
             .await
             .unwrap_or_else(|e| Err(Ending::Infrastructure(format!("collecting outputs: {e}"))))
     }
+}
 
-    async fn remove(&self, slot: usize, staged: Box<dyn StagedRoot>) {
-        let task = tokio::spawn(async move {
-            let path = staged.path().display().to_string();
-            if let Err(error) = staged.remove().await {
-                tracing::warn!(%path, %error, "an input root could not be removed; it goes at the next start");
-            }
-        });
-        *self.removals[slot].lock().await = Some(task);
-    }
+/// Takes an input root down after its action has ended; the slot's next root waits for it.
+fn remove(staged: Box<dyn StagedRoot>) {
+    tokio::spawn(async move {
+        let path = staged.path().display().to_string();
+        if let Err(error) = staged.remove().await {
+            tracing::warn!(%path, %error, "an input root could not be removed; it goes at the next start");
+        }
+    });
 }
 
 struct Gathered {
@@ -365,8 +361,8 @@ async fn or_cancelled<T>(
 }
 
 /// The class of an end, the exit code for the result, and what the reader of standard error should know.
-fn conclude(outcome: &Outcome, resolved: &Resolved) -> (Ending, i32, String) {
-    match &outcome.end {
+fn conclude(outcome: &Outcome, resolved: &Resolved, keep: u64) -> (Ending, i32, String) {
+    let (ending, exit_code, notice) = match &outcome.end {
         End::Exited(code) => (Ending::Exited(*code), *code, String::new()),
         // What a shell reports for a command that a signal killed.
         End::Signalled(signal) => (Ending::Signalled(*signal), 128 + signal, String::new()),
@@ -376,29 +372,25 @@ fn conclude(outcome: &Outcome, resolved: &Resolved) -> (Ending, i32, String) {
             format!("boxwright: {message}\n"),
         ),
         End::TimedOut => {
-            let after = resolved.timeout.unwrap_or_default();
+            let (after, bound_of) = resolved.timeout.unwrap_or_default();
             let notice = format!(
-                "\nboxwright: the command was killed after its timeout of {} s\n",
-                after.as_secs_f64()
+                "\nboxwright: {}; it was killed\n",
+                timed_out(after, bound_of)
             );
-            (
-                Ending::TimedOut {
-                    after: after.as_secs(),
-                },
-                128 + libc::SIGKILL,
-                notice,
-            )
+            let ending = Ending::TimedOut { after, bound_of };
+            (ending, 128 + libc::SIGKILL, notice)
         }
         End::Cancelled => (Ending::Cancelled, 128 + libc::SIGTERM, String::new()),
-    }
-}
-
-/// Files of a stream that nobody will read.
-fn discard(outcome: Outcome) {
-    for stream in [outcome.stdout, outcome.stderr] {
-        if let crate::sandbox::Captured::File { path, .. } = stream {
-            let _ = std::fs::remove_file(path);
+    };
+    // Part of an output must not be taken for the whole, least of all by a cache.
+    let cut = publish::cut(outcome.stdout_dropped, outcome.stderr_dropped, keep);
+    match (cut, ending) {
+        (None, ending) => (ending, exit_code, notice),
+        (Some(cut), Ending::Exited(_) | Ending::Signalled(_)) => {
+            let notice = format!("{notice}\nboxwright: {cut}\n");
+            (Ending::LimitExceeded(cut), exit_code, notice)
         }
+        (Some(cut), ending) => (ending, exit_code, format!("{notice}boxwright: {cut}\n")),
     }
 }
 

@@ -88,7 +88,39 @@ fn rwapi(config: &WorkerConfig) -> RwapiConfig {
         instance: config.instance.clone(),
         bot_name: Some(config.host.name.clone()),
         platform: config.host.platform.clone(),
+        labels: [
+            ("boxwright-sandbox", config.host.sandbox.name()),
+            ("boxwright-inputs", config.host.inputs.name()),
+            ("boxwright-version", env!("CARGO_PKG_VERSION")),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into(),
         capacity: config.host.slots,
+        priority: config.priority,
         ..RwapiConfig::new(config.bots.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::keys::Program;
+    use crate::config::settings::tests::host;
+    use crate::config::{file, settings::Settings};
+
+    #[test]
+    fn the_scheduler_is_told_the_isolation_level_and_the_priority() {
+        let layer = file::parse("remote = 'http://h:1'\npriority = 3").unwrap();
+        let settings = Settings::resolve(Program::Worker, vec![layer], &host()).unwrap();
+        let told = rwapi(&WorkerConfig::new(&settings).unwrap());
+        assert_eq!(told.priority, 3);
+        for (key, value) in [
+            ("boxwright-sandbox", "process"),
+            ("boxwright-inputs", "staged"),
+            ("boxwright-version", env!("CARGO_PKG_VERSION")),
+        ] {
+            assert!(told.labels.contains(&(key.into(), value.into())), "{key}");
+            assert!(told.platform.iter().all(|(offered, _)| offered != key));
+        }
     }
 }

@@ -15,11 +15,29 @@ pub enum SandboxLevel {
     Process,
 }
 
+impl SandboxLevel {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            SandboxLevel::Process => "process",
+        }
+    }
+}
+
 /// How input roots are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputStrategy {
     /// Links, clones or copies in a directory per action.
     Staged,
+}
+
+impl InputStrategy {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            InputStrategy::Staged => "staged",
+        }
+    }
 }
 
 /// Bounds of the local CAS.
@@ -122,6 +140,8 @@ pub struct WorkerConfig {
     pub instance: String,
     /// How patient to be with remotes.
     pub patience: Patience,
+    /// Among workers that fit, a scheduler that looks at it prefers the smallest.
+    pub priority: i32,
     /// Drain after so many actions.
     pub stop_after: Option<u64>,
     /// What both daemons need.
@@ -158,6 +178,7 @@ impl WorkerConfig {
                 delay: time(settings, "retry-delay")?,
                 timeout: time(settings, "request-timeout")?,
             },
+            priority: number(settings, "priority")?,
             stop_after: settings.number("stop-after").filter(|&actions| actions > 0),
             host: HostConfig::new(settings)?,
         })
@@ -357,6 +378,10 @@ mod tests {
         assert_eq!(config.bots, config.cas);
         assert_eq!(config.host.slots, 4);
         assert_eq!(config.stop_after, None);
+        assert_eq!(config.priority, 0);
+        let config = worker("remote = 'http://h:1'\npriority = 2147483647").unwrap();
+        assert_eq!(config.priority, i32::MAX);
+        assert!(worker("remote = 'http://h:1'\npriority = 2147483648").is_err());
     }
 
     #[test]

@@ -148,6 +148,8 @@ keys! {
             "A platform property that actions may carry and that is ignored; repeat it for more. Others that are not offered are refused";
         "concurrent-jobs": Kind::Number(1, 1024), Host("the number of processors"),
             "How many actions run at a time";
+        "priority" for Worker: Kind::Number(0, i32::MAX as u64), Is("0"),
+            "Among idle workers that fit, schedulers that look at it (BuildGrid's sampling assigner) prefer the one with the smallest number";
         "stop-after" for Worker: Kind::Number(0, u64::MAX), Is("0"),
             "Drain and exit after so many actions; 0 never does";
         "state-dir": Kind::Directory, Host("/var/lib/boxwright for root, else $XDG_STATE_HOME/boxwright"),
@@ -159,7 +161,7 @@ keys! {
         "inputs": Kind::Choice(&["staged"]), Is("staged"),
             "How input trees are shown. staged: hard links, clones or copies in a directory per action";
         "first-uid": Kind::Number(1, 0x7fff_0000), Is("1879048192"),
-            "Slot N of a root daemon runs as uid and gid FIRST-UID+N, or above if another boxwright of this host has those; no other software may use them";
+            "Slot N of a root daemon runs as uid and gid FIRST-UID+N, and as many ids above those are for killing what runs; or above if another boxwright of this host has those. No other software may use them";
         "default-timeout": time(1000, true, None), Is("4h"),
             "For actions that name no timeout";
         "max-timeout": time(1000, true, None), Is("24h"),

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::cas::CasError;
 use crate::config::Owner;
@@ -25,7 +26,13 @@ pub struct StageRequest {
     pub directories: Vec<String>,
     /// Who the command runs as; `None` if it runs as the daemon's own user.
     pub owner: Option<Owner>,
+    /// Kept until nothing of the root is left on the disk, whatever becomes of the call: who waits for the slot's
+    /// last root to go waits for this.
+    pub hold: Hold,
 }
+
+/// A lock that an input root keeps while it exists; `None` if nobody waits.
+pub type Hold = Option<Arc<OwnedMutexGuard<()>>>;
 
 /// Why an input root cannot be made visible.
 #[derive(Debug, thiserror::Error)]

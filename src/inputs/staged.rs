@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{InputError, InputRoots, StageRequest, StagedRoot};
+use super::{Hold, InputError, InputRoots, StageRequest, StagedRoot};
 use crate::cas::{Cas, CasError, Pins};
 use crate::reapi::Digest;
 use crate::reapi::status::MissingBlob;
@@ -83,15 +83,38 @@ impl InputRoots for Staged {
     }
 
     async fn stage(&self, request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError> {
-        let pins = match self.place.cas.fetch(&request.tree.blobs()).await {
-            Ok(pins) => pins,
+        let request = Arc::new(request);
+        let pins = self.fetch(&request).await?;
+        match self.place(&request, pins).await {
+            // They were here a moment ago, but their files are gone: somebody removed them by hand. The store
+            // knows by now, and what the remote has is fetched again.
+            Err(InputError::Missing(_)) => {
+                let pins = self.fetch(&request).await?;
+                self.place(&request, pins).await
+            }
+            other => other,
+        }
+    }
+}
+
+impl Staged {
+    async fn fetch(&self, request: &StageRequest) -> Result<Pins, InputError> {
+        match self.place.cas.fetch(&request.tree.blobs()).await {
+            Ok(pins) => Ok(pins),
             Err(CasError::Missing(digests)) => {
                 let missing = named(&request.tree, digests);
-                return Err(InputError::Missing(missing));
+                Err(InputError::Missing(missing))
             }
-            Err(error) => return Err(error.into()),
-        };
-        let place = self.place.clone();
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn place(
+        &self,
+        request: &Arc<StageRequest>,
+        pins: Pins,
+    ) -> Result<Box<dyn StagedRoot>, InputError> {
+        let (place, request) = (self.place.clone(), request.clone());
         // One blocking call for the whole tree: a hand-over per file would cost more than the file.
         let root = blocking("stage", move || Root::stage(place, &request, pins)).await?;
         Ok(Box::new(root))
@@ -124,6 +147,7 @@ struct Placed {
     place: Arc<Place>,
     name: String,
     _pins: Pins,
+    _hold: Hold,
 }
 
 impl Root {
@@ -142,6 +166,7 @@ impl Root {
                 place,
                 name: name.clone(),
                 _pins: pins,
+                _hold: request.hold.clone(),
             }),
         };
         match root.fill(request) {

@@ -93,7 +93,7 @@ pub fn action_line(record: &ActionRecord) {
     let (exit, why) = match &record.ending {
         Ending::Exited(code) => (Some(*code), None),
         Ending::Signalled(signal) => (None, Some(format!("signal {signal}"))),
-        Ending::TimedOut { after } => (None, Some(format!("after {after}s"))),
+        Ending::TimedOut { after, .. } => (None, Some(format!("after {after:?}"))),
         Ending::LimitExceeded(why)
         | Ending::BadRequest(why)
         | Ending::Unsupported(why)
@@ -175,7 +175,10 @@ mod tests {
             Ending::Exited(0),
             Ending::Exited(7),
             Ending::Signalled(11),
-            Ending::TimedOut { after: 60 },
+            Ending::TimedOut {
+                after: Duration::from_secs(60),
+                bound_of: "its action",
+            },
             Ending::OutOfMemory,
             Ending::LimitExceeded("more than 5 outputs".into()),
             Ending::BadRequest("output path \"../x\" leaves the input root".into()),

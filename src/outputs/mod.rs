@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::cas::{CasError, LocalStore};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction};
@@ -58,6 +60,8 @@ pub struct CollectRequest {
     pub function: DigestFunction,
     /// Bounds.
     pub limits: OutputLimits,
+    /// Stops the work, which takes as long as the command's outputs are large.
+    pub cancel: CancellationToken,
 }
 
 /// How much a command may leave behind.
@@ -104,6 +108,17 @@ pub enum OutputError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The command left more than this worker takes; its fault, but not everywhere.
+    #[error("output {path:?} {problem}")]
+    Limit {
+        /// The declared path, or the path below it.
+        path: String,
+        /// Which bound it exceeds.
+        problem: String,
+    },
+    /// The request's `cancel` was set.
+    #[error("collecting the outputs was cancelled")]
+    Cancelled,
     /// A system call failed; ours.
     #[error("cannot {action} output {path:?}: {source}")]
     Disk {
@@ -147,6 +162,13 @@ pub fn collect(
     }
     let (found, taken) = walk.finish()?;
     describe::describe(store, request, &nodes, &found, taken)
+}
+
+fn beyond(path: &str, problem: String) -> OutputError {
+    OutputError::Limit {
+        path: quote::path(path),
+        problem,
+    }
 }
 
 fn refused(path: &str, problem: impl Into<String>) -> OutputError {

@@ -1,4 +1,4 @@
-//! Hashing files and handing them to the local store, some dozens at a time.
+//! Sealing and hashing files, and handing them to the local store, some dozens at a time.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::walk::Found;
 use super::{OutputError, refused};
+use tokio_util::sync::CancellationToken;
+
 use crate::cas::{LocalStore, Pins};
 use crate::reapi::{Digest, DigestFunction};
-use crate::tree::{READ_BUFFER, digest_file, quote};
+use crate::tree::{READ_BUFFER, digest_file_unless, quote};
 
 /// Files that are open at the same time.
 const BATCH: usize = 64;
@@ -63,6 +65,7 @@ impl Taken {
 pub(super) struct Take<'s> {
     store: &'s Arc<LocalStore>,
     function: DigestFunction,
+    cancel: CancellationToken,
     pending: Vec<Pending>,
     bytes: u64,
     buffer: Vec<u8>,
@@ -70,10 +73,15 @@ pub(super) struct Take<'s> {
 }
 
 impl<'s> Take<'s> {
-    pub(super) fn new(store: &'s Arc<LocalStore>, function: DigestFunction) -> Self {
+    pub(super) fn new(
+        store: &'s Arc<LocalStore>,
+        function: DigestFunction,
+        cancel: CancellationToken,
+    ) -> Self {
         Take {
             store,
             function,
+            cancel,
             pending: Vec::new(),
             bytes: 0,
             buffer: Vec::new(),
@@ -96,8 +104,22 @@ impl<'s> Take<'s> {
 
     /// Hashes what is pending and moves into the store what it lacks.
     pub(super) fn flush(&mut self, found: &mut Found) -> Result<(), OutputError> {
+        if self.cancel.is_cancelled() {
+            return Err(OutputError::Cancelled);
+        }
         let pending = std::mem::take(&mut self.pending);
         let bytes = std::mem::take(&mut self.bytes);
+        let mut sealed = Vec::with_capacity(pending.len());
+        for pending in &pending {
+            // Before it is hashed: what the hash says must stay true. Nobody adopts an empty file.
+            sealed.push(match pending.size {
+                0 => None,
+                _ => {
+                    let executable = found.files[pending.number].executable;
+                    Some(self.store.seal(pending.file.as_fd(), executable)?)
+                }
+            });
+        }
         let digests = self.hash(&pending, bytes)?;
         for (pending, digest) in pending.iter().zip(&digests) {
             if digest.size() != pending.size {
@@ -106,14 +128,17 @@ impl<'s> Take<'s> {
             found.files[pending.number].digest = *digest;
         }
         let mut missing = self.taken.expect(self.store, digests.iter().copied());
-        for (pending, digest) in pending.iter().zip(digests) {
-            if missing.remove(&digest) {
+        for ((pending, digest), sealed) in pending.iter().zip(digests).zip(&sealed) {
+            if let Some(sealed) = sealed
+                && missing.remove(&digest)
+            {
                 self.store.adopt_at(
                     digest,
                     pending.directory.as_fd(),
                     OsStr::new(&*pending.name),
                     pending.file.as_fd(),
                     found.files[pending.number].executable,
+                    sealed,
                 )?;
             }
         }
@@ -124,34 +149,41 @@ impl<'s> Take<'s> {
         let files: Vec<&File> = pending.iter().map(|pending| &pending.file).collect();
         let function = self.function;
         let results = if bytes > PARALLEL && files.len() > 1 {
-            in_parallel(&files, function)
+            in_parallel(&files, function, &self.cancel)
         } else {
             let largest = pending.iter().map(|p| p.size).max().unwrap_or(0);
             let wanted = largest.clamp(4096, READ_BUFFER as u64) as usize;
             if self.buffer.len() < wanted {
                 self.buffer.resize(wanted, 0);
             }
-            let buffer = &mut self.buffer;
+            let (buffer, cancel) = (&mut self.buffer, &self.cancel);
             files
                 .iter()
-                .map(|file| digest_file(file, function, buffer))
+                .map(|file| digest_file_unless(file, function, buffer, || cancel.is_cancelled()))
                 .collect()
         };
         results
             .into_iter()
             .zip(pending)
             .map(|(result, pending)| {
-                result.map_err(|source| OutputError::Disk {
-                    action: "read",
-                    path: quote::path(&pending.path),
-                    source,
+                result.map_err(|source| match self.cancel.is_cancelled() {
+                    true => OutputError::Cancelled,
+                    false => OutputError::Disk {
+                        action: "read",
+                        path: quote::path(&pending.path),
+                        source,
+                    },
                 })
             })
             .collect()
     }
 }
 
-fn in_parallel(files: &[&File], function: DigestFunction) -> Vec<std::io::Result<Digest>> {
+fn in_parallel(
+    files: &[&File],
+    function: DigestFunction,
+    cancel: &CancellationToken,
+) -> Vec<std::io::Result<Digest>> {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut buffer = vec![0; READ_BUFFER];
@@ -161,7 +193,10 @@ fn in_parallel(files: &[&File], function: DigestFunction) -> Vec<std::io::Result
             let Some(file) = files.get(index) else {
                 return done;
             };
-            done.push((index, digest_file(file, function, &mut buffer)));
+            done.push((
+                index,
+                digest_file_unless(file, function, &mut buffer, || cancel.is_cancelled()),
+            ));
         }
     };
     let mut results = std::thread::scope(|scope| {

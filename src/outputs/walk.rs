@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::look::{special, target, unreachable};
 use super::take::{Pending, Take, Taken};
-use super::{CollectRequest, OutputError, failed, join, refused};
+use super::{CollectRequest, OutputError, beyond, failed, join, refused};
 use crate::beneath::{self, Links};
 use crate::cas::LocalStore;
 use crate::reapi::Digest;
@@ -91,7 +91,7 @@ impl<'r> Walk<'r> {
             found: Found::default(),
             listed: BTreeMap::new(),
             linked: HashMap::new(),
-            take: Take::new(store, request.function),
+            take: Take::new(store, request.function, request.cancel.clone()),
             nodes: 0,
             bytes: 0,
             want_mtime: wants("mtime"),
@@ -232,7 +232,7 @@ impl<'r> Walk<'r> {
                 if depth > self.request.limits.depth {
                     let limit = self.request.limits.depth;
                     let problem = format!("lies deeper than {limit} directories");
-                    return Err(refused(&path, problem));
+                    return Err(beyond(&path, problem));
                 }
                 let number = self.number();
                 queue.push(Unlisted {
@@ -287,7 +287,7 @@ impl<'r> Walk<'r> {
         if self.bytes > limit {
             let problem =
                 format!("brings the outputs to more than {limit} bytes; it has {size} itself");
-            return Err(refused(path, problem));
+            return Err(beyond(path, problem));
         }
         let file = open_file(directory, name, path, stat)?;
         let number = self.found.files.len();
@@ -330,7 +330,7 @@ impl<'r> Walk<'r> {
         if self.nodes > limit {
             let problem =
                 format!("is one too many: more than {limit} files, directories and links");
-            return Err(refused(path, problem));
+            return Err(beyond(path, problem));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ pub mod spec;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-pub use outcome::{Captured, End, Outcome, Usage};
+pub use outcome::{Captured, End, Outcome, SpillFile, Usage};
 pub use spec::{CommandSpec, Limits, StreamSpec};
 
 use crate::config::Owner;

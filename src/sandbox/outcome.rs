@@ -1,6 +1,7 @@
 //! How a command ended, what it used and what it said.
 
-use std::path::PathBuf;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -31,13 +32,44 @@ pub enum End {
 pub enum Captured {
     /// All of it.
     Memory(Bytes),
-    /// A file that the receiver owns (to adopt or remove).
+    /// A file: to be adopted, else it goes with this value.
     File {
         /// Where.
-        path: PathBuf,
+        path: SpillFile,
         /// Its size in bytes.
         size: u64,
     },
+}
+
+/// A file that is removed when this is dropped, unless somebody has renamed it to a place of its own.
+#[derive(Debug)]
+pub struct SpillFile(PathBuf);
+
+impl SpillFile {
+    /// Takes responsibility for the file.
+    pub fn new(path: PathBuf) -> Self {
+        SpillFile(path)
+    }
+}
+
+impl Deref for SpillFile {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl AsRef<Path> for SpillFile {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for SpillFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// What the command used, itself and its waited-for descendants.

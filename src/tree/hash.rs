@@ -11,13 +11,23 @@ pub const READ_BUFFER: usize = 256 << 10;
 
 /// Reads the file from where it stands to its end. The buffer's content does not matter; it is
 /// the caller's so that it can be used for many files.
-pub fn digest_file(
+pub fn digest_file(file: &File, function: DigestFunction, buffer: &mut [u8]) -> io::Result<Digest> {
+    digest_file_unless(file, function, buffer, || false)
+}
+
+/// Like [`digest_file`], but asks before each read whether to stop, which is then an error of kind
+/// [`io::ErrorKind::Other`]: a sparse file of some hundred gigabytes takes minutes.
+pub fn digest_file_unless(
     mut file: &File,
     function: DigestFunction,
     buffer: &mut [u8],
+    stop: impl Fn() -> bool,
 ) -> io::Result<Digest> {
     let mut hasher = function.hasher();
     loop {
+        if stop() {
+            return Err(io::Error::other("nobody wants it any more"));
+        }
         let read = match file.read(buffer) {
             Ok(0) => return Ok(hasher.finish()),
             Ok(read) => read,

@@ -161,3 +161,30 @@ async fn one_that_kills_all_it_may_is_still_put_out() {
     assert_eq!(outcome.end, End::Signalled(9));
     assert_eq!(marked(&marker), NONE);
 }
+
+/// The attacker is in full swing when the command dies by its hand; it is one process, as two would stop each other.
+async fn stops_all_it_may(bed: &Bed, marker: &str) {
+    let script = format!(
+        "(setsid sh -c ': {marker}; i=0; while :; do kill -STOP -1; i=$((i+1)); [ $i = 50 ] && kill -9 $0; done' $$ &); \
+         while :; do sleep {marker}; done"
+    );
+    let run = bed.run(bed.shell(&script));
+    let outcome = tokio::time::timeout(Duration::from_secs(30), run).await;
+    let outcome = outcome.expect("the kill was held up");
+    assert_eq!(outcome.end, End::Signalled(9), "{}", text(&outcome.stderr));
+    assert_eq!(marked(marker), NONE);
+}
+
+#[tokio::test]
+async fn one_that_stops_all_it_may_is_still_put_out() {
+    if !super::bed::is_root() {
+        println!("SKIPPED: without root it may stop this test");
+        return;
+    }
+    let bed = Bed::new();
+    let marker = marker();
+    for _ in 0..100 {
+        stops_all_it_may(&bed, &marker).await;
+    }
+    assert_eq!(bed.run(bed.shell("exit 6")).await.end, End::Exited(6));
+}

@@ -84,20 +84,28 @@ pub(super) async fn to_memory(
 
 /// Blobs that came through another flight between the caller's look and this one's start are not
 /// asked for again.
-fn still_lacking(shared: &Shared, group: Vec<Wanted>) -> Vec<Wanted> {
+async fn still_lacking(shared: &Shared, group: Vec<Wanted>) -> Result<Vec<Wanted>, CasError> {
     let digests: Vec<Digest> = group.iter().map(|w| w.digest).collect();
-    let lacking: std::collections::HashSet<Digest> =
-        shared.local.missing(&digests).into_iter().collect();
-    group
+    let lacking = if shared.looks_up_in_place(digests.len()) {
+        shared.local.missing(&digests)
+    } else {
+        let local = shared.local.clone();
+        blocking("look up", move || Ok(local.missing(&digests))).await?
+    };
+    let lacking: std::collections::HashSet<Digest> = lacking.into_iter().collect();
+    Ok(group
         .into_iter()
         .filter(|w| lacking.contains(&w.digest))
-        .collect()
+        .collect())
 }
 
 async fn group_to_disk(shared: Arc<Shared>, source: Source, group: Vec<Wanted>) -> Landing {
     // The semaphores are never closed.
     let _permit = shared.groups_down.clone().acquire_owned().await;
-    let group = still_lacking(&shared, group);
+    let group = match still_lacking(&shared, group).await {
+        Ok(group) => group,
+        Err(error) => return error.into(),
+    };
     let executable: HashMap<Digest, bool> =
         group.iter().map(|w| (w.digest, w.executable)).collect();
     let digests: Vec<Digest> = group.iter().map(|w| w.digest).collect();
@@ -183,8 +191,10 @@ async fn stream_to_memory(shared: Arc<Shared>, source: Source, digest: Digest) -
 
 async fn stream_to_disk(shared: Arc<Shared>, source: Source, wanted: Wanted) -> Landing {
     let _permit = shared.streams_down.clone().acquire_owned().await;
-    if still_lacking(&shared, vec![wanted]).is_empty() {
-        return Landing::default();
+    match still_lacking(&shared, vec![wanted]).await {
+        Ok(lacking) if lacking.is_empty() => return Landing::default(),
+        Ok(_) => {}
+        Err(error) => return error.into(),
     }
     // A blob that came wrong gets one more chance: a resumed stream may have been
     // put together from two replicas of which one is damaged.

@@ -73,6 +73,13 @@ struct Shared {
     streams_up: Arc<Semaphore>,
 }
 
+impl Shared {
+    /// Not while looking a blob up may mean hashing it.
+    fn looks_up_in_place(&self, digests: usize) -> bool {
+        digests <= LOOKED_UP_IN_PLACE && !self.local.has_doubtful()
+    }
+}
+
 impl Cas {
     /// Joins a store with the place its misses come from; without one, what is not local is missing.
     pub fn new(local: Arc<LocalStore>, source: Option<Arc<dyn BlobSource>>) -> Self {
@@ -233,7 +240,7 @@ impl Cas {
 
     /// Those that are not in the store.
     async fn lookup(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, CasError> {
-        if digests.len() <= LOOKED_UP_IN_PLACE {
+        if self.shared.looks_up_in_place(digests.len()) {
             return Ok(self.shared.local.missing(&digests));
         }
         let local = self.shared.local.clone();
@@ -242,7 +249,7 @@ impl Cas {
 
     /// Pins all, and says which are not in the store.
     async fn pin_and_lookup(&self, digests: Vec<Digest>) -> Result<(Pins, Vec<Digest>), CasError> {
-        let few = digests.len() <= LOOKED_UP_IN_PLACE;
+        let few = self.shared.looks_up_in_place(digests.len());
         let local = self.shared.local.clone();
         let job = move || {
             let pins = local.pin(digests.iter().copied());

@@ -1,6 +1,9 @@
 //! Taking over a file that a command left behind, by rename: no byte of it is copied.
 //!
-//! Owner and mode are set through a descriptor before the file gets its name here. Afterwards the name
+//! A command may have passed a descriptor for writing to somebody who outlives it. So a file is *sealed* before
+//! it is hashed: it becomes ours and read-only, so that nobody opens it for writing any more, and then the
+//! kernel is asked whether anybody still has it open so. One that cannot be sealed is copied. When a sealed
+//! file has got its name here, that name
 //! must lead to that same file; if something else was put in its place meanwhile, it is thrown
 //! out. A file that is not ours alone, because it has other links, lies on another file system or
 //! belongs to somebody whose files we may not take, is copied, and verified by that.
@@ -15,16 +18,25 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::claim::Claim;
+use super::index::disk_size;
 use super::layout::is_ours;
+use super::lease::{Writers, writers};
 use super::names::{BlobName, Kind};
 use super::temp::TempFile;
 use super::{CasError, LocalStore, clear, disk};
 use crate::reapi::Digest;
 
+/// What [`LocalStore::seal`] found out about a file.
+pub struct Sealed {
+    stat: Stat,
+    /// Nobody can change its content any more, and a rename may bring it here.
+    whole: bool,
+}
+
 impl LocalStore {
-    /// Takes over a file on the store's own file system whose digest the caller just computed, by rename. The
-    /// caller answers for it that nobody has the file open for writing; its owner and mode are set here. A file
-    /// that has other links or is on another file system is copied instead, and verified by that.
+    /// Takes over a file on the store's own file system whose digest is known, by rename. A file that has other links,
+    /// that somebody may still write, or that is on another file system is copied instead; either way its
+    /// content is verified.
     /// `executable`: which of the two kinds of file it becomes. If the blob is here already the file
     /// is removed. Whatever the result, the file may be gone afterwards.
     pub fn adopt(&self, digest: Digest, file: &Path, executable: bool) -> Result<(), CasError> {
@@ -40,12 +52,52 @@ impl LocalStore {
             }
             other => other,
         };
-        let opened = opened.map_err(|e| disk("open output", file.display(), e))?;
-        self.adopt_at(digest, CWD, file.as_os_str(), opened.as_fd(), executable)
+        let opened = File::from(opened.map_err(|e| disk("open output", file.display(), e))?);
+        let sealed = self.seal(opened.as_fd(), executable)?;
+        if sealed.whole && u64::try_from(sealed.stat.st_size) == Ok(digest.size()) {
+            let mut buffer = vec![0; (128 << 10).min(digest.size() as usize + 1)];
+            let actual = crate::tree::digest_file(&opened, digest.function(), &mut buffer)
+                .map_err(|e| disk("read output", file.display(), e))?;
+            if actual != digest {
+                return Err(CasError::Corrupt {
+                    expected: digest,
+                    actual,
+                });
+            }
+        }
+        self.adopt_at(
+            digest,
+            CWD,
+            file.as_os_str(),
+            opened.as_fd(),
+            executable,
+            &sealed,
+        )
     }
 
-    /// The same for a caller that has the file open, for reading: `name` in `dir` is what will be renamed,
-    /// and must be that file.
+    /// The first step of taking a file over, before it is hashed. `file` is open for reading only. Its owner and mode
+    /// become those of a blob, if it is a file that a rename could bring here.
+    pub fn seal(&self, file: BorrowedFd<'_>, executable: bool) -> Result<Sealed, CasError> {
+        let stat = rustix::fs::fstat(file).map_err(|e| disk("examine", "an output", e))?;
+        let ours = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+            && stat.st_nlink == 1
+            && stat.st_dev == self.layout.device
+            && own(file, &stat, Kind::of(executable))?;
+        let whole = ours
+            && match writers(file) {
+                Writers::None => true,
+                Writers::Some => false,
+                // RATIONALE: some file systems (FUSE, some of the network) have no leases. If we are root, commands run as
+                // somebody else as a rule, and a copy is what keeps them off the blob. If we are not, a
+                // command of our own user could change the mode back whatever was found here, and a
+                // copy of every output would buy nothing.
+                Writers::Unknown => !rustix::process::geteuid().is_root(),
+            };
+        Ok(Sealed { stat, whole })
+    }
+
+    /// Takes over a file that the caller has open, for reading, has sealed with the same `executable`, and has hashed
+    /// after that: `name` in `dir` is what will be renamed, and must be that file.
     pub fn adopt_at(
         &self,
         digest: Digest,
@@ -53,10 +105,11 @@ impl LocalStore {
         name: &OsStr,
         file: BorrowedFd<'_>,
         executable: bool,
+        sealed: &Sealed,
     ) -> Result<(), CasError> {
         let shown = Path::new(name).display();
         let failed = |action, e: Errno| disk(action, shown.to_string(), e);
-        let stat = rustix::fs::fstat(file).map_err(|e| failed("examine", e))?;
+        let stat = &sealed.stat;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
             || u64::try_from(stat.st_size) != Ok(digest.size())
         {
@@ -78,21 +131,25 @@ impl LocalStore {
         let Some(mut claim) = claim else {
             return remove().map_err(|e| failed("remove", e));
         };
-        claim.charge(LocalStore::reserve(self, digest.size())?);
         let kind = Kind::of(executable);
-        if stat.st_nlink == 1 && stat.st_dev == self.layout.device && own(file, &stat, kind)? {
+        let disk_bytes = disk_size(digest.size());
+        claim.charge(LocalStore::reserve_quota(self, digest.size())?);
+        if sealed.whole {
             let target = BlobName::new(digest, kind);
             let blobs = self.layout.blobs(digest.function(), false);
+            self.index.lock().adopting += disk_bytes;
             let renamed = self.layout.in_shard(blobs, &target, || {
                 rustix::fs::renameat(dir, name, blobs, target.path())
             });
+            self.index.lock().adopting -= disk_bytes;
             match renamed {
-                Ok(()) => return self.same_file(&mut claim, kind, &stat),
+                Ok(()) => return self.same_file(&mut claim, kind, stat),
                 // Another mount of the same file system.
                 Err(Errno::XDEV) => {}
                 Err(e) => return Err(failed("take over", e)),
             }
         }
+        self.keep_the_floor(disk_bytes)?;
         self.copy_in(&mut claim, kind, file)?;
         remove().map_err(|e| failed("remove", e))
     }

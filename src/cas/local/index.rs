@@ -99,8 +99,12 @@ pub(super) struct Index {
     newest: u32,
     oldest: u32,
     usage: StoreUsage,
-    /// Disk bytes promised to files that are being written.
+    /// Blobs whose files must be hashed before their first use.
+    doubtful: usize,
+    /// Disk bytes promised to files that are on their way here.
     pub(super) reserved: u64,
+    /// Those of them that the file system need not find: the files have them already.
+    pub(super) adopting: u64,
     /// Claims held now.
     pub(super) claims: usize,
     /// Whether the store was closed.
@@ -120,7 +124,9 @@ impl Index {
             newest: NONE,
             oldest: NONE,
             usage: StoreUsage::default(),
+            doubtful: 0,
             reserved: 0,
+            adopting: 0,
             claims: 0,
             closed: false,
             draining: false,
@@ -129,6 +135,15 @@ impl Index {
 
     pub(super) fn usage(&self) -> StoreUsage {
         self.usage
+    }
+
+    pub(super) fn doubtful(&self) -> usize {
+        self.doubtful
+    }
+
+    /// Disk bytes that files being written may still take.
+    pub(super) fn unwritten(&self) -> u64 {
+        self.reserved.saturating_sub(self.adopting)
     }
 
     /// Disk bytes of all files, also of those that are only promised.
@@ -323,6 +338,8 @@ impl Index {
             .disk
             .saturating_sub(disk.saturating_mul(before.count()))
             .saturating_add(disk.saturating_mul(files.count()));
+        let doubtful = |files: Files| usize::from(files.any() && files.unverified());
+        self.doubtful = self.doubtful + doubtful(files) - doubtful(before);
         match (before.any(), files.any()) {
             (false, true) => {
                 self.usage.blobs += 1;

@@ -15,6 +15,7 @@ mod clear;
 mod double;
 mod index;
 mod layout;
+mod lease;
 mod names;
 mod pins;
 mod put;
@@ -38,6 +39,7 @@ use parking_lot::{Condvar, Mutex};
 use super::CasError;
 use crate::reapi::{Digest, DigestFunction};
 
+pub use adopt::Sealed;
 pub use pins::Pins;
 pub use writer::BlobWriter;
 
@@ -194,6 +196,12 @@ impl LocalStore {
             missing.retain(|&digest| !self.contains(digest));
         }
         missing
+    }
+
+    /// Whether there may be blobs that are hashed before their first use, as after a power loss: while there
+    /// are, looking a blob up may take as long as reading it.
+    pub fn has_doubtful(&self) -> bool {
+        self.index.lock().doubtful() > 0
     }
 
     /// What is stored.

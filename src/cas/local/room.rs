@@ -56,11 +56,27 @@ impl LocalStore {
         store: S,
         size: u64,
     ) -> Result<Reservation<S>, CasError> {
+        let reservation = LocalStore::reserve_quota(store, size)?;
+        reservation.store.keep_the_floor(reservation.bytes)?;
+        Ok(reservation)
+    }
+
+    /// The same for a file that has its blocks on this file system already: only the quota counts.
+    pub(super) fn reserve_quota<S: Deref<Target = LocalStore>>(
+        store: S,
+        size: u64,
+    ) -> Result<Reservation<S>, CasError> {
         let bytes = disk_size(size);
         store.keep_to_quota(bytes)?;
-        let reservation = Reservation { store, bytes };
-        reservation.store.keep_the_floor(bytes)?;
-        Ok(reservation)
+        Ok(Reservation { store, bytes })
+    }
+
+    /// Evicts what was not used for longest, so that about `bytes` more fit on the file system; for those
+    /// who write next to the store and found the disk full. Returns the bytes of disk that went, which are 0 if
+    /// nothing can be evicted.
+    pub fn make_room(&self, bytes: u64) -> u64 {
+        let some_more = (self.usage().disk / 64).min(MOST_UNCHECKED);
+        self.evict(disk_size(bytes).saturating_add(some_more))
     }
 
     /// Evicts until `bytes` more fit below the high water mark, and takes them.
@@ -154,17 +170,23 @@ impl LocalStore {
     }
 
     /// Evicts while the file system has less free space than it is to keep. Free space is looked
-    /// up only when what was promised since could matter.
-    fn keep_the_floor(&self, bytes: u64) -> Result<(), CasError> {
+    /// up only when what was promised since could matter. `bytes` are reserved by now.
+    pub(super) fn keep_the_floor(&self, bytes: u64) -> Result<(), CasError> {
         let promised = self
             .floor
             .promised
-            .fetch_add(bytes, Ordering::Relaxed)
+            .fetch_add(bytes, Ordering::SeqCst)
             .saturating_add(bytes);
-        if promised < self.floor.allowed.load(Ordering::Relaxed) {
+        if promised < self.floor.allowed.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let wanted = self.config.free_floor.saturating_add(bytes);
+        // In this order: what is reserved from here on is counted as promised, or below, or both. Others
+        // look for themselves meanwhile.
+        self.floor.allowed.store(0, Ordering::SeqCst);
+        self.floor.promised.store(0, Ordering::SeqCst);
+        // All that was promised, not this file alone: the others have not been written either, or not whole.
+        let unwritten = self.index.lock().unwritten().max(bytes);
+        let wanted = self.config.free_floor.saturating_add(unwritten);
         let mut free = self.free_space()?;
         // What is evicted may not free anything, if it is open or linked elsewhere: three tries,
         // not the whole cache.
@@ -179,20 +201,18 @@ impl LocalStore {
             free = self.free_space()?;
         }
         if free < wanted {
-            self.floor.allowed.store(0, Ordering::Relaxed);
             return Err(CasError::Full {
                 needed: bytes,
                 why: format!(
-                    "{free} bytes are free on the file system of {}, where {} are to stay free; \
-                     free some space there, or lower the floor",
+                    "{free} bytes are free on the file system of {}, where {} are to stay free and {unwritten} \
+                     are promised to files being written; free some space there, or lower the floor",
                     self.layout.root.display(),
                     self.config.free_floor
                 ),
             });
         }
-        self.floor.promised.store(0, Ordering::Relaxed);
         let allowed = ((free - wanted) / 2).min(MOST_UNCHECKED);
-        self.floor.allowed.store(allowed, Ordering::Relaxed);
+        self.floor.allowed.store(allowed, Ordering::SeqCst);
         Ok(())
     }
 
@@ -218,8 +238,7 @@ impl LocalStore {
             return Err(disk(action, object, first));
         }
         let bytes = disk_size(size);
-        let some_more = (self.usage().disk / 64).min(MOST_UNCHECKED);
-        self.evict(bytes.saturating_add(some_more));
+        self.make_room(size);
         act().map_err(|e| {
             if !is_full(&e) {
                 return disk(action, object, e);

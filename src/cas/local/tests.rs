@@ -100,6 +100,21 @@ fn after_a_power_loss_blobs_are_hashed_before_their_first_use() {
 }
 
 #[test]
+fn the_store_says_whether_a_look_may_take_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = boot(dir.path(), "one");
+    let digests: Vec<Digest> = (0..3).map(|n| put(&store, n)).collect();
+    assert!(!store.has_doubtful());
+    drop(store);
+    let store = boot(dir.path(), "two");
+    for digest in digests {
+        assert!(store.has_doubtful());
+        assert!(store.contains(digest));
+    }
+    assert!(!store.has_doubtful());
+}
+
+#[test]
 fn what_is_unverified_can_be_evicted() {
     let dir = tempfile::tempdir().unwrap();
     let digest = put(&boot(dir.path(), "one"), 1);

@@ -4,13 +4,19 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{InputError, Place, directories, failed};
+use crate::cas::CasError;
 use crate::config::Owner;
 use crate::reapi::status::MissingBlob;
 use crate::tree::{File, Properties, Symlink, quote};
+
+// Steps whose errors are told apart.
+const LINK: &str = "link";
+const OPEN_BLOB: &str = "open the blob of";
+const COPY: &str = "copy";
 
 pub(super) struct Placer<'p> {
     place: &'p Place,
@@ -48,8 +54,9 @@ impl<'p> Placer<'p> {
         file: &File,
     ) -> Result<(), InputError> {
         let kind = Mode::from_raw_mode(if file.executable { 0o555 } else { 0o444 });
-        let properties = file.properties.as_deref();
-        let mode = properties.and_then(directories::mode).unwrap_or(kind);
+        let mode = (file.properties.as_deref())
+            .and_then(directories::mode)
+            .unwrap_or(kind);
         if file.digest.is_empty() {
             // An inode of its own is as cheap as a link, and never has too many links.
             return self
@@ -57,28 +64,61 @@ impl<'p> Placer<'p> {
                 .map_err(|error| named(error, parent, &file.name));
         }
         let store = self.place.cas.local();
-        let Some(source) = store.path(file.digest, file.executable)? else {
-            let path = join(parent, &file.name);
-            self.missing.push(MissingBlob {
-                digest: file.digest,
-                what: format!("input file {}", quote::path(&path)),
-            });
-            return Ok(());
-        };
+        // What was removed by hand may still be here as the other kind of file.
+        for _ in 0..2 {
+            let Some(source) = store.path(file.digest, file.executable)? else {
+                break;
+            };
+            match self.place_from(directory, file, &source, kind, mode) {
+                Ok(()) => return Ok(()),
+                Err((LINK | OPEN_BLOB, Errno::NOENT)) => {
+                    if !store.recheck(file.digest)? {
+                        break;
+                    }
+                }
+                Err((COPY, Errno::NOSPC | Errno::DQUOT)) => {
+                    return Err(CasError::Full {
+                        needed: file.digest.size(),
+                        why: format!(
+                            "there is no space to copy input file {} to {}, and evicting blobs made \
+                             none; free some space there",
+                            quote::path(&join(parent, &file.name)),
+                            self.place.dir.display()
+                        ),
+                    }
+                    .into());
+                }
+                Err(error) => return Err(named(error, parent, &file.name)),
+            }
+        }
+        let path = join(parent, &file.name);
+        self.missing.push(MissingBlob {
+            digest: file.digest,
+            what: format!("input file {}", quote::path(&path)),
+        });
+        Ok(())
+    }
+
+    fn place_from(
+        &self,
+        directory: &OwnedFd,
+        file: &File,
+        source: &Path,
+        kind: Mode,
+        mode: Mode,
+    ) -> Result<(), (&'static str, Errno)> {
+        let properties = file.properties.as_deref();
         // A mode or time of its own needs an inode of its own.
         let plain = mode == kind && properties.is_none_or(|p| p.mtime.is_none());
         if self.link && plain {
-            match rustix::fs::linkat(CWD, &source, directory, &*file.name, AtFlags::empty()) {
+            match rustix::fs::linkat(CWD, source, directory, &*file.name, AtFlags::empty()) {
                 Ok(()) => return Ok(()),
                 // Too many links, another file system, or one that has no links: a copy does.
                 Err(Errno::MLINK | Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP) => {}
-                Err(error) => {
-                    return Err(failed("link", &join(parent, &file.name))(error));
-                }
+                Err(error) => return Err((LINK, error)),
             }
         }
-        self.copy(directory, file, Some(&source), mode)
-            .map_err(|error| named(error, parent, &file.name))
+        self.copy(directory, file, Some(source), mode)
     }
 
     fn copy(
@@ -89,16 +129,25 @@ impl<'p> Placer<'p> {
         mode: Mode,
     ) -> Result<(), (&'static str, Errno)> {
         let step = |action| move |error| (action, error);
+        // First, so that nothing stands under the name if the blob is gone.
+        let from = source.map(|source| {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(CWD, source, flags, Mode::empty())
+        });
+        let from = from.transpose().map_err(step(OPEN_BLOB))?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let to = rustix::fs::openat(directory, &*file.name, flags, Mode::RUSR | Mode::WUSR)
             .map_err(step("create"))?;
-        if let Some(source) = source {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let from = rustix::fs::openat(CWD, source, flags, Mode::empty())
-                .map_err(step("open the blob of"))?;
-            self.fill(&from, &to, file.digest.size())
-                .map_err(step("copy"))?;
+        if let Some(from) = &from {
+            let size = file.digest.size();
+            match self.fill(from, &to, size) {
+                Err(Errno::NOSPC | Errno::DQUOT) => {
+                    self.place.cas.local().make_room(size);
+                    self.refill(from, &to, size).map_err(step(COPY))?;
+                }
+                other => other.map_err(step(COPY))?,
+            }
         }
         directories::chown(&to, self.owner).map_err(step("change the owner of"))?;
         rustix::fs::fchmod(&to, mode).map_err(step("set the mode of"))?;
@@ -108,6 +157,14 @@ impl<'p> Placer<'p> {
         Ok(())
     }
 
+    /// Once more from the beginning.
+    fn refill(&self, from: &OwnedFd, to: &OwnedFd, size: u64) -> rustix::io::Result<()> {
+        rustix::fs::ftruncate(to, 0)?;
+        rustix::fs::seek(from, SeekFrom::Start(0))?;
+        rustix::fs::seek(to, SeekFrom::Start(0))?;
+        self.fill(from, to, size)
+    }
+
     /// Clones the whole file if the file system can, else has the kernel copy it.
     fn fill(&self, from: &OwnedFd, to: &OwnedFd, size: u64) -> rustix::io::Result<()> {
         let clones = &self.place.clones;
@@ -115,7 +172,11 @@ impl<'p> Placer<'p> {
             match rustix::fs::ioctl_ficlone(to, from) {
                 Ok(()) => return Ok(()),
                 // ext4 and many others never can, whatever the file.
-                Err(_) => clones.store(false, Ordering::Relaxed),
+                Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::XDEV | Errno::NOTTY) => {
+                    clones.store(false, Ordering::Relaxed);
+                }
+                // This one could not, at this moment.
+                Err(_) => {}
             }
         }
         let mut left = size;

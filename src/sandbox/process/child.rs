@@ -1,5 +1,6 @@
 //! The last steps before `execve`, and the killer: code that runs in a child which shares the launcher's memory
-//! (`CLONE_VM | CLONE_VFORK`, on a stack of its own) while the launcher is suspended. A plain fork costs 0.2 ms more.
+//! (`CLONE_VM`, on a stack of its own). A plain fork costs 0.2 ms more. While the one executes, the launcher is
+//! suspended (`CLONE_VFORK`); for the other it waits with an eye on the clock.
 //! Nothing here allocates, locks or panics; system calls that the C library wraps with side effects on other
 //! threads (set*id) are made directly. What failed is written to memory that the launcher reads afterwards.
 //!
@@ -9,10 +10,18 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_void};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::uids::SlotUser;
 use super::wire::Step;
+
+/// A killer is done in microseconds; one that is not, something holds up.
+const KILLER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Everything that a command's process needs, prepared by the launcher.
 pub(super) struct Plan<'a> {
@@ -84,7 +93,9 @@ pub(super) fn spawn(plan: &Plan<'_>, stack: &mut Stack) -> (Result<c_int, c_int>
         launcher: unsafe { libc::getpid() },
         fault: None,
     };
-    let pid = clone_vfork(command_main, (&raw mut context).cast(), stack);
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK;
+    let context_ptr = (&raw mut context).cast();
+    let pid = clone_onto(command_main, context_ptr, stack, flags, &mut -1);
     // SAFETY: the child has executed or exited by now; the volatile read keeps the compiler from
     // assuming that nobody wrote here.
     let fault = unsafe { ptr::read_volatile(&raw const context.fault) };
@@ -93,12 +104,36 @@ pub(super) fn spawn(plan: &Plan<'_>, stack: &mut Stack) -> (Result<c_int, c_int>
 
 /// Kills every process of the user, in one sweep that no fork can outrun: `kill(-1)` holds the lock that fork needs, and a
 /// process that forks after it dies before its fork returns. Returns whether there was any, zombies included;
-/// `Err(0)` if the sweeper itself was killed by one of them.
-pub(super) fn kill_user(uid: u32, stack: &mut Stack) -> Result<bool, c_int> {
-    let mut context = Killer { uid, result: -1 };
-    let pid = clone_vfork(killer_main, (&raw mut context).cast(), stack)?;
-    // SAFETY: pid is our own unreaped child; a null status is allowed.
+/// `Err(0)` if the killer was held up.
+///
+/// None of the user's processes may signal the killer: that takes the target's real or saved id, and these are the
+/// slot's second id, as which nothing else runs. The killer may signal them through its effective id. They may still lower its
+/// priority, so that the wait for it has a bound: `held_up` is then called to end them in another way.
+pub(super) fn kill_user(
+    user: SlotUser,
+    stack: &mut Stack,
+    held_up: impl Fn(),
+) -> Result<bool, c_int> {
+    let mut context = Killer { user, result: -1 };
+    let mut pidfd = -1;
+    let flags = libc::CLONE_VM | libc::CLONE_PIDFD;
+    let context_ptr = (&raw mut context).cast();
+    let pid = clone_onto(killer_main, context_ptr, stack, flags, &mut pidfd)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let mut on_time = true;
+    while !exits_within(&pidfd, KILLER_PATIENCE) {
+        on_time = false;
+        // SAFETY: pid is our own unreaped child, so that nobody else can have the number.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        held_up();
+    }
+    // SAFETY: as above; a null status is allowed.
     unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
+    if !on_time {
+        // It shares errno with us, and `held_up` may have changed that between its call and its look.
+        return Err(0);
+    }
     // SAFETY: the child has exited; see `spawn` for why the read is volatile.
     match unsafe { ptr::read_volatile(&raw const context.result) } {
         0 => Ok(true),
@@ -108,17 +143,32 @@ pub(super) fn kill_user(uid: u32, stack: &mut Stack) -> Result<bool, c_int> {
     }
 }
 
-fn clone_vfork(
+/// Whether the process ends before the time is over.
+fn exits_within(pidfd: &OwnedFd, patience: Duration) -> bool {
+    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    loop {
+        match poll(&mut fds, timeout) {
+            Err(Errno::EINTR) => {}
+            // Without a clock it is waited for all the same.
+            ready => return ready != Ok(0),
+        }
+    }
+}
+
+fn clone_onto(
     main: extern "C" fn(*mut c_void) -> c_int,
     context: *mut c_void,
     stack: &mut Stack,
+    flags: c_int,
+    pidfd: &mut c_int,
 ) -> Result<c_int, c_int> {
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: the stack is aligned, exclusively ours while the child lives (CLONE_VFORK suspends us until it has left
-    // our memory), and its top is one past its last byte. All signals are blocked, so no handler runs in the child.
+    // SAFETY: the stack is aligned, exclusively the child's while it lives in our memory (the callers return when it has
+    // left that), and its top is one past its last byte. All signals are blocked, so no handler runs in the child.
     let pid = unsafe {
         let top = stack.0.as_mut_ptr().add(stack.0.len());
-        libc::clone(main, top.cast(), flags, context)
+        let flags = flags | libc::SIGCHLD;
+        libc::clone(main, top.cast(), flags, context, ptr::from_mut(pidfd))
     };
     if pid < 0 { Err(errno()) } else { Ok(pid) }
 }
@@ -129,7 +179,7 @@ fn errno() -> c_int {
 }
 
 struct Killer {
-    uid: u32,
+    user: SlotUser,
     /// -1 until `kill` has returned.
     result: c_int,
 }
@@ -137,11 +187,15 @@ struct Killer {
 extern "C" fn killer_main(context: *mut c_void) -> c_int {
     let context = context.cast::<Killer>();
     // SAFETY: the pointer is to the launcher's context, which outlives this child; plain system calls. Nothing is
-    // signalled unless all three ids have become the slot's, which is never 0.
+    // signalled unless all three ids have become the slot's, which are never 0, and no capability is left.
     unsafe {
-        let uid = (*context).uid;
+        let SlotUser { uid, killer } = (*context).user;
         let mut result = 0;
-        if uid == 0 || libc::syscall(libc::SYS_setresuid, uid, uid, uid) != 0 {
+        if uid == 0
+            || killer == 0
+            || libc::syscall(libc::SYS_setresuid, killer, uid, killer) != 0
+            || drop_capabilities().is_err()
+        {
             result = libc::EPERM;
         } else if libc::syscall(libc::SYS_kill, -1, libc::SIGKILL) != 0 {
             result = errno();

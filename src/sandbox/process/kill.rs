@@ -17,8 +17,9 @@ use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Pid, getpgrp, getpid};
 
 use super::child::{Stack, kill_user};
-use super::processes::{Process, descendants, user_has_any};
+use super::processes::{Process, descendants, list, user_has_any, user_of};
 use super::sys::{Reaped, reap};
+use super::uids::SlotUser;
 use super::wire::WireUsage;
 
 /// How long a sweep waits for processes that were killed to be gone.
@@ -77,13 +78,19 @@ impl Reaper {
     }
 
     /// Kills and waits until nothing is left.
-    pub(super) fn kill_all(&mut self, uid: Option<u32>, children: &SignalFd, stack: &mut Stack) {
+    pub(super) fn kill_all(
+        &mut self,
+        user: Option<SlotUser>,
+        children: &SignalFd,
+        stack: &mut Stack,
+    ) {
+        let by_tree = || strike(|| descendants(getpid().as_raw()));
         let mut struck: Option<Instant> = None;
         while self.reap() {
             if struck.is_none_or(|at| at.elapsed() >= STRIKE_AGAIN) {
                 // Whatever goes wrong with the sweep, the tree can still be walked.
-                if uid.is_none_or(|uid| kill_user(uid, stack) != Ok(true)) {
-                    strike(|| descendants(getpid().as_raw()));
+                if user.is_none_or(|user| kill_user(user, stack, by_tree) != Ok(true)) {
+                    by_tree();
                 }
                 struck = Some(Instant::now());
             }
@@ -131,10 +138,13 @@ pub(super) fn strike(scan: impl Fn() -> Vec<Process>) {
 }
 
 /// Kills every process of a user, children of ours or not, and waits until none is alive.
-pub(super) fn sweep(uid: u32, stack: &mut Stack) -> Result<(), Errno> {
+pub(super) fn sweep(user: SlotUser, stack: &mut Stack) -> Result<(), Errno> {
+    let uid = user.uid;
+    let of_user = |process: &Process| user_of(process.pid) == Some((uid, false));
+    let one_by_one = || strike(|| list().into_iter().filter(of_user).collect());
     let begun = Instant::now();
     loop {
-        match kill_user(uid, stack) {
+        match kill_user(user, stack, one_by_one) {
             Ok(false) => return Ok(()),
             // Those that were hit are zombies until their parent waits for them, which may be never.
             Ok(true) if !user_has_any(uid) => return Ok(()),

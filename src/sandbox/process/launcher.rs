@@ -180,8 +180,8 @@ impl Launcher {
                         return Ok(());
                     }
                 }
-                Request::Sweep { id, uid } => {
-                    let errno = sweep(uid, &mut self.stack).err().map_or(0, |e| e as i32);
+                Request::Sweep { id, user } => {
+                    let errno = sweep(user, &mut self.stack).err().map_or(0, |e| e as i32);
                     self.report(&Report::Swept { id, errno })?;
                 }
                 // Sent while the report was on its way.
@@ -206,7 +206,7 @@ impl Launcher {
             Ok((mut reaper, None)) => {
                 let watched = self.watch(run, &mut reaper);
                 if reaper.reap() {
-                    reaper.kill_all(run.user.map(|u| u.0), &self.signals, &mut self.stack);
+                    reaper.kill_all(run.user, &self.signals, &mut self.stack);
                 }
                 let (stopped, alive) = watched?;
                 ended.stopped = stopped;
@@ -215,7 +215,7 @@ impl Launcher {
                 alive
             }
             Ok((mut reaper, Some(failure))) => {
-                reaper.kill_all(run.user.map(|u| u.0), &self.signals, &mut self.stack);
+                reaper.kill_all(run.user, &self.signals, &mut self.stack);
                 ended.failure = Some(failure);
                 true
             }
@@ -282,7 +282,7 @@ impl Launcher {
             stdin: self.null.as_fd(),
             stdout: stdout.as_fd(),
             stderr: stderr.as_fd(),
-            user: run.user,
+            user: run.user.map(|user| (user.uid, user.uid)),
             open_files: run.open_files,
             file_size: run.file_size,
             processes: run.processes,

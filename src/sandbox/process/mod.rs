@@ -48,7 +48,7 @@ pub struct ProcessSandbox {
 impl ProcessSandbox {
     /// Takes the launchers into the current tokio runtime. If the daemon is root, slot `n` runs as uid and gid
     /// `first_uid + n`, or, if another daemon of this host has that range, as the next free ids
-    /// ([`UidRange`]). *Every process of such a uid is killed* before the slot's first command and whenever one
+    /// ([`UidRange`], which takes two ids per slot). *Every process of such a uid is killed* before the slot's first command and whenever one
     /// has left something behind.
     ///
     /// An error outside of a runtime, or if the range contains uid 0 or leaves the 32 bits.
@@ -64,14 +64,13 @@ impl ProcessSandbox {
             .is_root()
             .then(|| UidRange::claim(first_uid, launchers.slots()))
             .transpose()?;
-        let first_uid = uids.as_ref().map(UidRange::first);
         let executable = launchers.executable;
         let seats = launchers
             .started
             .into_iter()
             .enumerate()
             .map(|(slot, process)| {
-                let user = first_uid.map(|first| first + slot as u32);
+                let user = uids.as_ref().and_then(|uids| uids.user(slot));
                 Seat::new(slot, executable.clone(), user, process).map(Mutex::new)
             })
             .collect::<Result<_, _>>()?;
@@ -91,11 +90,7 @@ impl Sandbox for ProcessSandbox {
     }
 
     fn owner(&self, slot: usize) -> Option<Owner> {
-        let uids = self.uids.as_ref()?;
-        let slot = u32::try_from(slot)
-            .ok()
-            .filter(|slot| *slot < uids.count())?;
-        let id = uids.first() + slot;
+        let id = self.uids.as_ref()?.user(slot)?.uid;
         Some(Owner { uid: id, gid: id })
     }
 

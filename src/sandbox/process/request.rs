@@ -10,6 +10,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use super::channel;
 use super::lookup::too_long;
+use super::uids::SlotUser;
 use super::wire::{INLINE_MAX, Request, RunHeader, STRINGS_MAX};
 use crate::sandbox::{CommandSpec, End, SandboxError};
 
@@ -42,11 +43,11 @@ fn setup(action: impl Into<String>, source: impl Into<io::Error>) -> Refusal {
 }
 
 impl RunRequest {
-    pub(super) fn new(spec: &CommandSpec, user: Option<u32>) -> Result<RunRequest, Refusal> {
+    pub(super) fn new(spec: &CommandSpec, user: Option<SlotUser>) -> Result<RunRequest, Refusal> {
         let strings = strings(spec)?;
         let header = RunHeader {
             id: 0,
-            user: user.map(|uid| (uid, uid)),
+            user,
             open_files: spec.limits.open_files,
             file_size: spec.limits.file_size,
             processes: spec.limits.processes,
@@ -191,7 +192,14 @@ mod tests {
     #[test]
     fn strings_are_what_the_launcher_reads() {
         let spec = spec();
-        let request = RunRequest::new(&spec, Some(4000)).unwrap();
+        let request = RunRequest::new(
+            &spec,
+            Some(SlotUser {
+                uid: 4000,
+                killer: 5000,
+            }),
+        )
+        .unwrap();
         assert_eq!(request.strings, b"/root\0sub\0cc\0A=1=2\0B=\0");
         let read = super::super::wire::Strings::decode(&request.header, &request.strings).unwrap();
         assert_eq!(read.env, [c"A=1=2", c"B="]);

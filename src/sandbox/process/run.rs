@@ -83,7 +83,7 @@ pub(super) async fn run(
         None => streams.await?,
     };
     let end = match &ended.failure {
-        Some(failure) => judge(failure, &spec, seat.user, seat.slot())?,
+        Some(failure) => judge(failure, &spec, seat.user.map(|user| user.uid), seat.slot())?,
         None => end_of(&ended, why),
     };
     Ok(Outcome {

@@ -13,6 +13,7 @@ use super::channel;
 use super::launchers::LauncherProcess;
 use super::orphans;
 use super::sys;
+use super::uids::SlotUser;
 use super::wire::{PATH_MAX, REPORT_LEN, Report, Request};
 use crate::sandbox::SandboxError;
 
@@ -26,7 +27,7 @@ pub(super) struct Seat {
     slot: usize,
     executable: Arc<Path>,
     /// Whom commands run as.
-    pub(super) user: Option<u32>,
+    pub(super) user: Option<SlotUser>,
     /// `None` after it was lost, until it is replaced.
     link: Option<Link>,
     /// What the launcher was asked last and has not answered.
@@ -64,7 +65,7 @@ impl Seat {
     pub(super) fn new(
         slot: usize,
         executable: Arc<Path>,
-        user: Option<u32>,
+        user: Option<SlotUser>,
         process: LauncherProcess,
     ) -> Result<Seat, SandboxError> {
         Ok(Seat {
@@ -213,8 +214,8 @@ impl Seat {
             let process = process.map_err(|e| self.error(format!("cannot be started: {e}")))??;
             self.link = Some(Link::new(process)?);
         }
-        if let Some(uid) = self.user {
-            let message = |id| Request::Sweep { id, uid }.encode();
+        if let Some(user) = self.user {
+            let message = |id| Request::Sweep { id, user }.encode();
             self.try_ask(|socket, id| channel::send(socket, &[IoSlice::new(&message(id))], &[]))
                 .map_err(|errno| self.error(format!("takes no request: {errno}")))?;
             let swept = self.report(Some(KILL_PATIENCE)).await;
@@ -222,7 +223,7 @@ impl Seat {
                 Ok(Report::Swept { errno: 0, .. }) => {}
                 Ok(Report::Swept { errno, .. }) => {
                     return Err(SandboxError::Setup {
-                        action: format!("end the processes of uid {uid}"),
+                        action: format!("end the processes of uid {}", user.uid),
                         source: std::io::Error::from_raw_os_error(errno),
                     });
                 }
@@ -231,7 +232,7 @@ impl Seat {
             }
         }
         if !self.swept {
-            let uid = self.user;
+            let uid = self.user.map(|user| user.uid);
             let ended = spawn_blocking(move || orphans::end(uid)).await;
             ended
                 .map_err(std::io::Error::other)

@@ -16,7 +16,7 @@ use rustix::buffer::spare_capacity;
 use tokio_util::sync::CancellationToken;
 
 use super::sys;
-use crate::sandbox::{Captured, StreamSpec};
+use crate::sandbox::{Captured, SpillFile, StreamSpec};
 
 /// Most that is read at once: what a pipe holds.
 const READ_MOST: usize = 64 * 1024;
@@ -197,9 +197,9 @@ impl Spill {
         }
     }
 
-    fn hand_over(mut self) -> PathBuf {
+    fn hand_over(mut self) -> SpillFile {
         self.handed_over = true;
-        self.path.clone()
+        SpillFile::new(self.path.clone())
     }
 }
 

@@ -2,6 +2,10 @@
 //! command left behind is found and killed, so two daemons on one host must never share one: each
 //! claims its range by locking a file in `/run/boxwright`, which the kernel unlocks when the
 //! daemon dies, however it dies.
+//!
+//! A slot has two ids: its commands run as the one, and the process that kills them has the other as its real and saved
+//! id, through which the kernel decides who may signal it. So no command can stop its killer, and no two killers hit
+//! each other. Nothing ever runs as the second alone, and no file is given to it.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -18,36 +22,46 @@ const BLOCK: u32 = 256;
 /// How many ranges are tried before it is an error that all are taken.
 const ATTEMPTS: u32 = 256;
 
-/// A range of user ids that belongs to this process until it ends.
+/// The ids of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlotUser {
+    /// User and group of the slot's commands.
+    pub(super) uid: u32,
+    /// Real and saved user of the process that kills them, out of their reach.
+    pub(super) killer: u32,
+}
+
+/// The user ids of some slots, a range that belongs to this process until it ends.
 #[derive(Debug)]
 pub struct UidRange {
     first: u32,
-    count: u32,
+    slots: u32,
     _locks: Vec<File>,
 }
 
 impl UidRange {
-    /// Claims `count` ids: from `first` on, or, if another daemon has one of those, from the next free
-    /// blocks of 256 above.
-    pub fn claim(first: u32, count: usize) -> Result<Self, SandboxError> {
-        Self::claim_in(Path::new(LOCKS), first, count)
+    /// Claims two ids for each of `slots`: from `first` on, or, if another daemon has one of those, from the next free
+    /// blocks of 256 above. The lower half of the range is for the commands, the upper for their killers.
+    pub fn claim(first: u32, slots: usize) -> Result<Self, SandboxError> {
+        Self::claim_in(Path::new(LOCKS), first, slots)
     }
 
-    fn claim_in(dir: &Path, first: u32, count: usize) -> Result<Self, SandboxError> {
+    fn claim_in(dir: &Path, first: u32, slots: usize) -> Result<Self, SandboxError> {
         let setup = |action: String| move |source| SandboxError::Setup { action, source };
         let bad = |first: u32| SandboxError::Setup {
-            action: format!("give {count} slots their users from uid {first} on"),
+            action: format!("give {slots} slots two users each from uid {first} on"),
             source: std::io::Error::other(
                 "that are not a range without uid 0 and within 32 bits; choose another --first-uid",
             ),
         };
-        let count = u32::try_from(count).map_err(|_| bad(first))?.max(1);
+        let slots = u32::try_from(slots).map_err(|_| bad(first))?.max(1);
+        let count = slots.checked_mul(2).ok_or_else(|| bad(first))?;
         lock_directory(dir).map_err(setup(format!("use {} for locks", dir.display())))?;
         let mut at = first;
         for _ in 0..ATTEMPTS {
             let last = at
                 .checked_add(count - 1)
-                .filter(|_| at != 0)
+                .filter(|last| at != 0 && *last != u32::MAX)
                 .ok_or_else(|| bad(at))?;
             let blocks = at / BLOCK..=last / BLOCK;
             let locks = blocks
@@ -57,7 +71,7 @@ impl UidRange {
                 let locks = locks.map_err(setup(format!("lock uids in {}", dir.display())))?;
                 return Ok(UidRange {
                     first: at,
-                    count,
+                    slots,
                     _locks: locks,
                 });
             }
@@ -76,9 +90,14 @@ impl UidRange {
         self.first
     }
 
-    /// How many ids there are.
-    pub fn count(&self) -> u32 {
-        self.count
+    /// The ids of a slot; `None` beyond the last slot.
+    pub(super) fn user(&self, slot: usize) -> Option<SlotUser> {
+        let slot = u32::try_from(slot).ok().filter(|slot| *slot < self.slots)?;
+        let uid = self.first + slot;
+        Some(SlotUser {
+            uid,
+            killer: uid + self.slots,
+        })
     }
 }
 
@@ -128,7 +147,7 @@ mod tests {
         let second = UidRange::claim_in(&dir, 0x7000_0000, 300).unwrap();
         assert_eq!(second.first(), 0x7000_0100);
         let third = UidRange::claim_in(&dir, 0x7000_0002, 1).unwrap();
-        assert_eq!(third.first(), 0x7000_0300, "300 ids take two blocks");
+        assert_eq!(third.first(), 0x7000_0400, "600 ids take three blocks");
         drop(first);
         assert_eq!(
             UidRange::claim_in(&dir, 0x7000_0000, 4).unwrap().first(),
@@ -137,10 +156,27 @@ mod tests {
     }
 
     #[test]
+    fn no_two_ids_of_a_range_are_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let range = UidRange::claim_in(&dir.path().join("locks"), 0x7000_0000, 128).unwrap();
+        let users = (0..128).map(|slot| range.user(slot).unwrap());
+        let ids: std::collections::BTreeSet<u32> =
+            users.flat_map(|user| [user.uid, user.killer]).collect();
+        assert_eq!(ids, (0x7000_0000..0x7000_0100).collect());
+        assert_eq!(range.user(128), None);
+    }
+
+    #[test]
     fn ranges_that_cannot_be_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("locks");
-        for (first, count) in [(0, 1), (u32::MAX, 2), (u32::MAX - 1, 5)] {
+        for (first, count) in [
+            (0, 1),
+            (u32::MAX, 2),
+            (u32::MAX - 1, 1),
+            (u32::MAX - 5, 3),
+            (1, usize::MAX),
+        ] {
             let error = UidRange::claim_in(&dir, first, count).unwrap_err();
             assert!(error.to_string().contains("--first-uid"), "{error}");
         }

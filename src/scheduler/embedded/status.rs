@@ -6,7 +6,7 @@
 use prost_types::Any;
 use tonic::Code;
 
-use crate::action::ending::KILLED_BY_ANOTHER;
+use crate::action::ending::{KILLED_BY_ANOTHER, timed_out};
 use crate::action::{Ending, Finished};
 use crate::reapi::proto::{re, rpc};
 use crate::reapi::status::{missing_blobs, ok, status};
@@ -53,10 +53,9 @@ fn of_ending(ending: &Ending) -> rpc::Status {
     match ending {
         Ending::Signalled(libc::SIGKILL) => status(Code::FailedPrecondition, KILLED_BY_ANOTHER),
         Ending::Exited(_) | Ending::Signalled(_) => ok(),
-        Ending::TimedOut { after } => status(
-            Code::DeadlineExceeded,
-            format!("the command ran longer than the {after} s that its action allows"),
-        ),
+        Ending::TimedOut { after, bound_of } => {
+            status(Code::DeadlineExceeded, timed_out(*after, bound_of))
+        }
         Ending::OutOfMemory => status(
             Code::FailedPrecondition,
             "the command was killed because it used more memory than it was given; \
@@ -112,7 +111,14 @@ mod tests {
         for (ending, code, result) in [
             (Ending::Exited(7), Code::Ok, true),
             (Ending::Signalled(11), Code::Ok, true),
-            (Ending::TimedOut { after: 3 }, Code::DeadlineExceeded, true),
+            (
+                Ending::TimedOut {
+                    after: std::time::Duration::from_secs(3),
+                    bound_of: "its action",
+                },
+                Code::DeadlineExceeded,
+                true,
+            ),
             (Ending::Signalled(9), Code::FailedPrecondition, true),
             (Ending::OutOfMemory, Code::FailedPrecondition, true),
             (

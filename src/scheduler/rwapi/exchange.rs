@@ -43,7 +43,10 @@ impl Session {
         };
         match answer {
             Ok(response) => self.created(response),
-            Err(status) => self.judge(&status, refusal::of_create(&status, &self.config.instance)),
+            Err(status) => {
+                let verdict = refusal::of_create(&status, &self.config, self.epoch == 0);
+                self.judge(&status, verdict)
+            }
         }
     }
 
@@ -88,9 +91,12 @@ impl Session {
             bot_session: Some(session),
             update_mask: None,
         });
-        request.set_timeout(match self.is_idle() {
-            true => self.clock.idle_deadline(),
-            false => self.clock.deadline(),
+        request.set_timeout(if self.is_idle() {
+            self.clock.idle_deadline()
+        } else if ends.is_empty() && self.leases.len() > 0 {
+            self.clock.busy_deadline()
+        } else {
+            self.clock.deadline()
         });
         metadata::add_identity(request.metadata_mut(), &self.bot_id);
         metadata::add_progress(request.metadata_mut(), self.leases.in_progress());
@@ -233,8 +239,13 @@ impl Session {
                 "the scheduler at {endpoint} does not let this worker in ({what}); \
                  check its credentials. Trying again every {delay:?}"
             ),
-            _ => {
+            _ if slow || refusal::is_silence(status) => {
                 tracing::warn!("the scheduler at {endpoint} does not answer ({what}); trying again")
+            }
+            _ => {
+                tracing::warn!(
+                    "the scheduler at {endpoint} refuses our calls ({what}); trying again"
+                )
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Who we are to a scheduler: the bot's id, and the session message's `worker`.
 
+use super::RwapiConfig;
 use crate::reapi::proto::rw;
 
 /// A bot id that nobody else has, now or after a restart.
@@ -39,21 +40,18 @@ pub(super) fn bot_id(name: Option<&str>) -> String {
 /// The machine as the scheduler matches it: one device, whose properties are the platform.
 ///
 /// Only the first device's properties are matched; `worker.properties` repeats them because
-/// BuildBox's worker does, and servers were written against it.
-pub(super) fn worker(
-    bot_id: &str,
-    platform: &[(String, String)],
-    capacity: usize,
-    priority: i32,
-) -> rw::Worker {
-    let config = |key: &str, value: String| rw::worker::Config {
+/// BuildBox's worker does, and servers were written against it. The labels are there only: among the
+/// device's properties each would double the rows that BuildGrid keeps, and actions could ask for it.
+pub(super) fn worker(bot_id: &str, config: &RwapiConfig) -> rw::Worker {
+    let entry = |key: &str, value: String| rw::worker::Config {
         key: key.to_owned(),
         value,
     };
     rw::Worker {
         devices: vec![rw::Device {
             handle: bot_id.to_owned(),
-            properties: platform
+            properties: config
+                .platform
                 .iter()
                 .map(|(key, value)| rw::device::Property {
                     key: key.clone(),
@@ -61,16 +59,18 @@ pub(super) fn worker(
                 })
                 .collect(),
         }],
-        properties: platform
+        properties: config
+            .platform
             .iter()
+            .chain(&config.labels)
             .map(|(key, value)| rw::worker::Property {
                 key: key.clone(),
                 value: value.clone(),
             })
             .collect(),
         configs: vec![
-            config("capacity", capacity.to_string()),
-            config("priority", priority.to_string()),
+            entry("capacity", config.capacity.to_string()),
+            entry("priority", config.priority.to_string()),
         ],
     }
 }

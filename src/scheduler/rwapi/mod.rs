@@ -44,6 +44,8 @@ pub struct RwapiConfig {
     pub bot_name: Option<String>,
     /// The platform properties that actions are matched against; a key may occur more than once.
     pub platform: Vec<(String, String)>,
+    /// What else is told of the worker, such as its isolation level. Actions are not matched against it.
+    pub labels: Vec<(String, String)>,
     /// How many leases at a time: the number of slots.
     pub capacity: usize,
     /// Among workers that fit, the one with the smallest number is preferred (by servers that look at it).
@@ -60,6 +62,7 @@ impl RwapiConfig {
             instance: String::new(),
             bot_name: None,
             platform: Vec::new(),
+            labels: Vec::new(),
             capacity: 1,
             priority: 0,
             pacing: Pacing::default(),

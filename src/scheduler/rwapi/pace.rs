@@ -12,6 +12,11 @@ use tokio::time::Instant;
 
 /// With a shorter deadline BuildGrid never waits for work.
 const SHORTEST_POLL: Duration = Duration::from_millis(3750);
+/// With this deadline it answers at once, and delivers what it leased already.
+const QUICK_POLL: Duration = Duration::from_millis(3500);
+/// So many quick polls in a row may run into their deadline before the server is given more time after
+/// all: a session expires if no update succeeds.
+const QUICK_TRIES: u32 = 3;
 /// The longest deadline of a call that may have to be repeated.
 const MOST_PATIENCE: Duration = Duration::from_secs(36);
 
@@ -104,8 +109,21 @@ impl Clock {
 
     /// The deadline for any other call. A slow server gets more time with every attempt.
     pub(super) fn deadline(&self) -> Duration {
+        self.deadline_after(self.timeouts)
+    }
+
+    /// The deadline for an update while something runs and no end has to be told. More time for a slow
+    /// server would be more time to wait for work in, and a cancellation would be seen that much later.
+    pub(super) fn busy_deadline(&self) -> Duration {
+        match self.timeouts {
+            1..=QUICK_TRIES => QUICK_POLL,
+            _ => self.deadline_after(self.timeouts.saturating_sub(QUICK_TRIES)),
+        }
+    }
+
+    fn deadline_after(&self, timeouts: u32) -> Duration {
         let deadline = self.pacing.busy_poll.max(SHORTEST_POLL);
-        let patient = deadline * 2u32.pow(self.timeouts.min(10));
+        let patient = deadline * 2u32.pow(timeouts.min(10));
         patient.min(MOST_PATIENCE.max(deadline))
     }
 
@@ -241,6 +259,21 @@ mod tests {
         assert_eq!(clock.deadline(), MOST_PATIENCE);
         clock.answered(false);
         assert_eq!(clock.deadline(), Duration::from_millis(4500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_answer_does_not_delay_cancellations() {
+        let mut clock = clock();
+        assert_eq!(clock.busy_deadline(), Duration::from_millis(4500));
+        for _ in 0..QUICK_TRIES {
+            clock.failed(true, true, None);
+            assert!(clock.busy_deadline() < SHORTEST_POLL);
+        }
+        // It cannot even answer at once in that time.
+        clock.failed(true, true, None);
+        assert_eq!(clock.busy_deadline(), Duration::from_secs(9));
+        clock.answered(false);
+        assert_eq!(clock.busy_deadline(), Duration::from_millis(4500));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,13 +1,17 @@
 //! What a failed call means for the session. The codes are BuildGrid's; the standard leaves them open.
 
+use std::error::Error;
 use std::time::Duration;
 
 use tonic::{Code, Status};
 
+use super::RwapiConfig;
 use crate::reapi::status::retry_delay;
 
 /// The longest that a server may make us wait.
 const LONGEST_DELAY: Duration = Duration::from_secs(300);
+/// The most characters of anything from outside in one of our messages.
+const LONGEST_TEXT: usize = 1000;
 
 /// What to do after a failed call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,18 +30,40 @@ pub(super) enum Verdict {
     Fatal(String),
 }
 
-/// Judges a failed CreateBotSession.
-pub(super) fn of_create(status: &Status, instance: &str) -> Verdict {
+/// Judges a failed CreateBotSession. `first` says that this worker has not had a session yet: only
+/// then does a missing service mean that the address is wrong, and not that a proxy has lost its server.
+pub(super) fn of_create(status: &Status, config: &RwapiConfig, first: bool) -> Verdict {
+    let said: String = status.message().chars().take(LONGEST_TEXT).collect();
     match status.code() {
-        Code::InvalidArgument if status.message().to_lowercase().contains("instance") => {
+        Code::InvalidArgument if said.to_lowercase().contains("instance") => {
             Verdict::Fatal(format!(
-                "the scheduler has no instance {instance:?} ({}); \
-                 set the instance to a name that it serves",
-                status.message()
+                "the scheduler has no instance {:?} ({said}); set the instance to a name that it serves",
+                config.instance
             ))
         }
+        // The worker would say the same the next time.
+        Code::InvalidArgument | Code::FailedPrecondition => Verdict::Fatal(format!(
+            "the scheduler at {} refuses this worker ({:?}: {said}); it was offered the platform \
+             properties {}. Set the platform to properties that the scheduler knows, or let it know these",
+            config.endpoint,
+            status.code(),
+            offered(&config.platform)
+        )),
+        Code::Unimplemented if first => Verdict::Fatal(format!(
+            "the server has no Remote Workers (Bots) service ({said}); \
+             set the bots remote to the address of one that has"
+        )),
         _ => common(status),
     }
+}
+
+/// The properties in one line.
+fn offered(platform: &[(String, String)]) -> String {
+    if platform.is_empty() {
+        return "(none)".to_owned();
+    }
+    let pairs: Vec<_> = platform.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    pairs.join(", ").chars().take(LONGEST_TEXT).collect()
 }
 
 /// Judges a failed UpdateBotSession. An expired or unknown session shows as INVALID_ARGUMENT,
@@ -56,15 +82,16 @@ pub(super) fn of_update(status: &Status) -> Verdict {
 
 fn common(status: &Status) -> Verdict {
     match status.code() {
-        Code::Unimplemented => Verdict::Fatal(format!(
-            "the server has no Remote Workers (Bots) service ({}); \
-             set the bots remote to the address of one that has",
-            status.message()
-        )),
         Code::Unauthenticated | Code::PermissionDenied => Verdict::NotAdmitted,
         Code::DeadlineExceeded | Code::Cancelled => Verdict::Slow,
         _ => Verdict::Again(retry_delay(status).map(|delay| delay.min(LONGEST_DELAY))),
     }
+}
+
+/// Whether no server has spoken: what a status that we or gRPC made up of a broken or silent
+/// connection has in common.
+pub(super) fn is_silence(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) || status.source().is_some()
 }
 
 /// gRPC's implementations agree on a text for this, not on a code.
@@ -78,6 +105,7 @@ fn says_too_large(status: &Status) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Endpoint;
 
     #[test]
     fn a_lost_session_is_not_a_bad_configuration() {
@@ -96,35 +124,64 @@ mod tests {
 
     #[test]
     fn only_what_waiting_cannot_mend_is_fatal() {
-        let fatal = of_create(&Status::invalid_argument("Invalid instance name: [x]"), "x");
-        let Verdict::Fatal(text) = fatal else {
-            panic!("{fatal:?}")
+        let config = RwapiConfig {
+            instance: "x".to_owned(),
+            platform: vec![("pool".to_owned(), "b".to_owned())],
+            ..RwapiConfig::new(Endpoint::Http("bots:1".into()))
         };
-        assert!(
-            text.contains("\"x\"") && text.contains("set the instance"),
-            "{text}"
-        );
-        assert!(matches!(
-            of_create(&Status::unimplemented(""), ""),
-            Verdict::Fatal(_)
-        ));
-        assert!(matches!(
-            of_update(&Status::unimplemented("")),
-            Verdict::Fatal(_)
-        ));
+        for (status, parts) in [
+            (
+                Status::invalid_argument("Invalid instance name: [x]"),
+                ["\"x\"", "set the instance"],
+            ),
+            (
+                Status::failed_precondition("no such set"),
+                ["no such set", "pool=b. Set the platform"],
+            ),
+            (
+                Status::invalid_argument("bot_id"),
+                ["bot_id", "pool=b. Set the platform"],
+            ),
+            (Status::unimplemented("404"), ["404", "set the bots remote"]),
+        ] {
+            let verdict = of_create(&status, &config, true);
+            let Verdict::Fatal(text) = verdict else {
+                panic!("{status}: {verdict:?}")
+            };
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+        // An ingress without a server behind it answers 404 too.
+        let gone = Status::unimplemented("404");
+        assert_eq!(of_create(&gone, &config, false), Verdict::Again(None));
+        assert_eq!(of_update(&gone), Verdict::Again(None));
         for status in [
             Status::unavailable("x"),
             Status::internal("x"),
             Status::unknown("x"),
             Status::resource_exhausted("Concurrent RPC limit exceeded!"),
         ] {
-            assert_eq!(of_create(&status, "x"), Verdict::Again(None), "{status}");
+            assert_eq!(
+                of_create(&status, &config, true),
+                Verdict::Again(None),
+                "{status}"
+            );
             assert_eq!(of_update(&status), Verdict::Again(None), "{status}");
         }
         assert_eq!(
             of_update(&Status::unauthenticated("x")),
             Verdict::NotAdmitted
         );
+    }
+
+    #[test]
+    fn a_refusal_is_told_from_silence() {
+        assert!(is_silence(&Status::unavailable("x")));
+        assert!(is_silence(&Status::deadline_exceeded("x")));
+        assert!(is_silence(&Status::from_error(Box::new(
+            std::io::Error::other("broken pipe")
+        ))));
+        assert!(!is_silence(&Status::internal("x")));
+        assert!(!is_silence(&Status::unimplemented("x")));
     }
 
     #[test]

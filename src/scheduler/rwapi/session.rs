@@ -64,7 +64,7 @@ impl Session {
         }
         Session {
             client: BotsClient::new(channel).max_decoding_message_size(REPLY_LIMIT),
-            worker: identity::worker(&bot_id, &config.platform, config.capacity, config.priority),
+            worker: identity::worker(&bot_id, &config),
             clock: Clock::new(config.pacing.clone()),
             config,
             bot_id,

@@ -10,10 +10,11 @@
 //! |---|---|---|
 //! | exited | OK | yes |
 //! | signalled | OK | yes, exit code 128 + signal |
+//! | killed by a SIGKILL that was not ours | FAILED_PRECONDITION | what there is |
 //! | timed out | DEADLINE_EXCEEDED | what there is |
 //! | out of memory | FAILED_PRECONDITION | what there is |
-//! | limit exceeded | RESOURCE_EXHAUSTED | what there is |
-//! | bad request | INVALID_ARGUMENT | no |
+//! | limit exceeded | FAILED_PRECONDITION | what there is |
+//! | bad request | INVALID_ARGUMENT | what there is |
 //! | unsupported | FAILED_PRECONDITION | no |
 //! | missing inputs | FAILED_PRECONDITION, every blob a MISSING violation | no |
 //! | infrastructure, preempted | UNAVAILABLE | no |
@@ -22,13 +23,17 @@
 //! Out of memory is not RESOURCE_EXHAUSTED, although that is the nearer word: Bazel would run the
 //! same command into the same wall five times more. It is not an exit code either: schedulers cache
 //! failed actions, and the next worker may have more memory. FAILED_PRECONDITION without a MISSING
-//! violation is final for both, and its text reaches the user.
+//! violation is final for both, and its text reaches the user. The same holds for an exceeded limit, and
+//! for a SIGKILL from elsewhere, most likely the kernel's for want of memory.
+//!
+//! A partial result never has exit code 0, so that nobody reads it as success. After a time-out there
+//! always is one, if need be an empty one.
 
 use prost::Message;
 use prost_types::Any;
 use tonic::Code;
 
-use crate::action::ending::KILLED_BY_ANOTHER;
+use crate::action::ending::{KILLED_BY_ANOTHER, timed_out};
 use crate::action::{Ending, Finished};
 use crate::reapi::any::pack;
 use crate::reapi::proto::{re, rpc};
@@ -81,11 +86,8 @@ pub(super) fn report(finished: Finished) -> Report {
             result.map(partial),
         ),
         Ending::Signalled(signal) => return ran(128 + signal, result),
-        Ending::TimedOut { after } => (
-            status(
-                Code::DeadlineExceeded,
-                format!("the command ran longer than the {after} s that its action allows"),
-            ),
+        Ending::TimedOut { after, bound_of } => (
+            status(Code::DeadlineExceeded, timed_out(after, bound_of)),
             Some(partial(result.unwrap_or_default())),
         ),
         Ending::OutOfMemory => (
@@ -210,7 +212,10 @@ mod tests {
             (Ending::Signalled(11), Code::Ok, Some(139)),
             (Ending::Signalled(9), Code::FailedPrecondition, Some(137)),
             (
-                Ending::TimedOut { after: 3 },
+                Ending::TimedOut {
+                    after: std::time::Duration::from_secs(3),
+                    bound_of: "its action",
+                },
                 Code::DeadlineExceeded,
                 Some(137),
             ),
@@ -261,7 +266,10 @@ mod tests {
         }
         let timed_out = report(Finished {
             result: None,
-            ..finished(Ending::TimedOut { after: 1 })
+            ..finished(Ending::TimedOut {
+                after: std::time::Duration::from_secs(1),
+                bound_of: "its action",
+            })
         });
         assert_eq!(result(&timed_out).unwrap().exit_code, KILLED);
     }

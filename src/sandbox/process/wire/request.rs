@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 
+use super::super::uids::SlotUser;
 use super::{MAGIC, Malformed, Reader, Writer};
 
 /// Bytes of a request without its strings.
@@ -35,15 +36,15 @@ pub(crate) enum Request {
     /// SIGKILL to everything.
     Kill { id: u64 },
     /// Kill every process of a user, whoever started it; asked before the first run in a slot.
-    Sweep { id: u64, uid: u32 },
+    Sweep { id: u64, user: SlotUser },
 }
 
 /// The fixed part of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RunHeader {
     pub(crate) id: u64,
-    /// User and group to become; never 0.
-    pub(crate) user: Option<(u32, u32)>,
+    /// Its first id is the user and the group to become; neither is 0.
+    pub(crate) user: Option<SlotUser>,
     pub(crate) open_files: Option<u64>,
     pub(crate) file_size: Option<u64>,
     pub(crate) processes: Option<u64>,
@@ -75,9 +76,9 @@ impl Request {
                 id,
                 ..RunHeader::default()
             },
-            Request::Sweep { id, uid } => RunHeader {
+            Request::Sweep { id, user } => RunHeader {
                 id,
-                user: Some((uid, uid)),
+                user: Some(user),
                 ..RunHeader::default()
             },
         };
@@ -104,9 +105,8 @@ impl Request {
         });
         out.u64(run.id);
         out.u32(flags);
-        let (uid, gid) = run.user.unwrap_or((0, 0));
-        out.u32(uid);
-        out.u32(gid);
+        out.u32(run.user.map_or(0, |user| user.uid));
+        out.u32(run.user.map_or(0, |user| user.killer));
         out.u32(run.argc);
         out.u32(run.envc);
         out.u32(0);
@@ -127,7 +127,7 @@ impl Request {
         let id = input.u64()?;
         let flags = input.u32()?;
         let uid = input.u32()?;
-        let gid = input.u32()?;
+        let killer = input.u32()?;
         let argc = input.u32()?;
         let envc = input.u32()?;
         if input.u32()? != 0 || flags & !FLAGS_KNOWN != 0 {
@@ -142,10 +142,15 @@ impl Request {
             return Err(Malformed("the strings are too long"));
         }
         let set = |flag, value: u64| (flags & flag != 0).then_some(value);
-        let user = (flags & FLAG_SWITCH != 0).then_some((uid, gid));
-        if user.is_some_and(|(uid, gid)| uid == 0 || gid == 0 || uid == u32::MAX || gid == u32::MAX)
-        {
-            return Err(Malformed("a command may not run as uid or gid 0"));
+        let user = (flags & FLAG_SWITCH != 0).then_some(SlotUser { uid, killer });
+        let no_user = |id: u32| id == 0 || id == u32::MAX;
+        if user.is_some_and(|user| no_user(user.uid) || no_user(user.killer)) {
+            return Err(Malformed(
+                "neither a command nor its killer may run as uid 0",
+            ));
+        }
+        if user.is_some_and(|user| user.uid == user.killer) {
+            return Err(Malformed("a command and its killer may not share a uid"));
         }
         let request = match kind {
             KIND_RUN => {
@@ -169,7 +174,7 @@ impl Request {
             KIND_TERMINATE => Request::Terminate { id },
             KIND_KILL => Request::Kill { id },
             KIND_SWEEP => match user {
-                Some((uid, _)) => Request::Sweep { id, uid },
+                Some(user) => Request::Sweep { id, user },
                 None => return Err(Malformed("a sweep without a user")),
             },
             _ => return Err(Malformed("unknown kind")),
@@ -233,7 +238,10 @@ mod tests {
         let strings = b"/root\0sub\0cc\0-c\0A=1\0".to_vec();
         let header = RunHeader {
             id: 7,
-            user: Some((4000, 4001)),
+            user: Some(SlotUser {
+                uid: 4000,
+                killer: 4001,
+            }),
             open_files: Some(64),
             file_size: None,
             processes: Some(u64::MAX),
@@ -260,7 +268,10 @@ mod tests {
         for request in [
             Request::Terminate { id: 1 },
             Request::Kill { id: u64::MAX },
-            Request::Sweep { id: 3, uid: 9 },
+            Request::Sweep {
+                id: 3,
+                user: SlotUser { uid: 9, killer: 10 },
+            },
         ] {
             assert_eq!(
                 Request::decode(&request.encode()),
@@ -270,13 +281,13 @@ mod tests {
     }
 
     #[test]
-    fn root_is_refused() {
-        for (uid, gid) in [(0, 5), (5, 0), (u32::MAX, 5), (5, u32::MAX)] {
+    fn root_and_shared_users_are_refused() {
+        for (uid, killer) in [(0, 5), (5, 0), (u32::MAX, 5), (5, u32::MAX), (5, 5)] {
             let (mut header, strings) = run();
-            header.user = Some((uid, gid));
+            header.user = Some(SlotUser { uid, killer });
             let mut datagram = Request::Run(header).encode();
             datagram.extend_from_slice(&strings);
-            assert!(Request::decode(&datagram).is_err(), "{uid}:{gid}");
+            assert!(Request::decode(&datagram).is_err(), "{uid}:{killer}");
         }
     }
 
@@ -332,7 +343,7 @@ mod tests {
             }
             datagram.truncate(cut);
             if let Ok((Request::Run(run), tail)) = Request::decode(&datagram) {
-                prop_assert!(run.user.is_none_or(|(uid, gid)| uid != 0 && gid != 0));
+                prop_assert!(run.user.is_none_or(|user| user.uid != 0 && user.killer != 0 && user.uid != user.killer));
                 if let Ok(strings) = Strings::decode(&run, tail) {
                     prop_assert_eq!(strings.argv.len(), run.argc as usize);
                     prop_assert_eq!(strings.env.len(), run.envc as usize);
