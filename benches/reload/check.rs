@@ -59,6 +59,13 @@ pub(crate) fn every(
     Ok((result, phases))
 }
 
+/// What the command says that it used of a processor itself, in milliseconds.
+pub(crate) fn command_cpu_ms(result: &re::ActionResult) -> Option<f64> {
+    let stdout = std::str::from_utf8(&result.stdout_raw).ok()?;
+    let (_, microseconds) = stdout.trim_end().rsplit_once("cpu_us=")?;
+    microseconds.parse::<f64>().ok().map(|us| us / 1e3)
+}
+
 fn known(digest: &Option<re::Digest>) -> Result<Digest> {
     Digest::from_proto(DigestFunction::Sha256, digest.as_ref()).map_err(|e| e.to_string())
 }
@@ -86,9 +93,9 @@ pub(crate) async fn fully(
         sum = sum.wrapping_add(layout::sum(&contents));
         bytes += contents.len() as u64;
     }
-    let wanted = format!("sum={sum:016x} files={count} bytes={bytes}\n");
+    let wanted = format!("sum={sum:016x} files={count} bytes={bytes} cpu_us=");
     let found = String::from_utf8_lossy(&stdout);
-    if found != wanted {
+    if !found.starts_with(&wanted) {
         return Err(format!("stdout {found:?} instead of {wanted:?}"));
     }
     let mut files: Vec<_> = result.output_files.iter().collect();

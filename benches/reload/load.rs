@@ -116,6 +116,7 @@ struct Done {
     item: usize,
     latency_ms: f64,
     phases_ms: [f64; PHASES.len()],
+    command_cpu_ms: Option<f64>,
     sampled: Option<Box<re::ActionResult>>,
 }
 
@@ -213,6 +214,7 @@ async fn execute(
                         item: i as usize,
                         latency_ms,
                         phases_ms,
+                        command_cpu_ms: check::command_cpu_ms(&result),
                         sampled: ((i - range.start) % every == 0).then(|| Box::new(result)),
                     }),
                     Err(error) => count_error(&errors, &error),
@@ -293,6 +295,8 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
         .enumerate()
         .map(|(i, name)| (*name, quantiles(done.iter().map(|one| one.phases_ms[i]))))
         .collect();
+    let told: Vec<f64> = done.iter().filter_map(|one| one.command_cpu_ms).collect();
+    let command_cpu = told.iter().sum::<f64>() / told.len() as f64;
     let peak = peak.lock().expect("peak").to_json();
     println!(
         "{}",
@@ -302,6 +306,7 @@ pub(crate) async fn run(options: Options) -> Result<bool> {
             "latency_ms": quantiles(done.iter().map(|one| one.latency_ms)), "phases_ms": phases,
             "uploaded": {"blobs": blobs, "bytes": bytes},
             "cpu_ms_per_action": cpu.map(|s| round(s * 1e3 / done.len().max(1) as f64)),
+            "command_cpu_ms": (told.len() == done.len()).then(|| round(command_cpu)),
             "resident_peak": peak, "machine_busy": machine,
             "verified": verified, "errors": errors,
         })
