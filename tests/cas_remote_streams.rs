@@ -169,9 +169,12 @@ async fn a_broken_upload_is_resumed_where_it_ended() {
 async fn a_packed_upload_that_is_counted_otherwise_is_sent_plain() {
     let server = FaultyCas::start().await;
     server.announce_zstd();
-    let data: Vec<u8> = pattern(0, 2_000_000)
-        .chunks(4)
-        .flat_map(|n| [blake3::hash(n).as_bytes()[0], 0, 0, 0])
+    let data: Vec<u8> = (0..400_000u32)
+        .flat_map(|n| {
+            let noise = blake3::hash(&n.to_le_bytes());
+            let noise = noise.as_bytes();
+            [noise[0], noise[1], noise[2], 0, 0, 0]
+        })
         .collect();
     let digest = SHA256.digest(&data);
     server.faults(|f| {
