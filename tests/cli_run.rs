@@ -94,7 +94,10 @@ fn code_and_output_are_the_command_s_own() {
     assert!(err.contains("/nonexistent"), "{err}");
     ends(place.sh(&[], "kill -SEGV $$"), 139);
     let (_, err) = ends(place.sh(&[], "kill -9 $$"), 70);
-    assert!(err.contains("SIGKILL, which the worker did not send"), "{err}");
+    assert!(
+        err.contains("SIGKILL, which the worker did not send"),
+        "{err}"
+    );
     let (out, _) = ends(
         place.sh(
             &["--env", "B=2", "--env", "A=1"],
