@@ -40,7 +40,7 @@ fn all_of_it_without_root() {
         .args([format!("--reuid={uid}"), format!("--regid={uid}")])
         .args(["--clear-groups", "--"])
         .arg(&tests)
-        .args(["--skip", "all_of_it_without_root", "--test-threads", "2"])
+        .args(["--skip", "all_of_it_without_root", "--test-threads", "1"])
         .env("BOXWRIGHT_TEST_LAUNCHER", &launcher)
         .env("TMPDIR", &temp)
         .current_dir("/")
