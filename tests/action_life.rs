@@ -126,8 +126,7 @@ async fn a_timeout_keeps_the_partial_result() {
     assert_eq!(result.output_files.len(), 1);
     assert_ne!(result.exit_code, 0);
     assert!(
-        String::from_utf8_lossy(&result.stderr_raw)
-            .contains("longer than the 1s that its action allows")
+        String::from_utf8_lossy(&result.stderr_raw).contains("timeout of 1s that its action sets")
     );
 }
 

@@ -39,7 +39,7 @@ pub enum Ending {
 
 /// What is said of a command that ran too long.
 pub fn timed_out(after: Duration, bound_of: &str) -> String {
-    format!("the command ran longer than the {after:?} that {bound_of} allows")
+    format!("the command ran longer than the timeout of {after:?} that {bound_of} sets")
 }
 
 /// What is said of a command that ended by a SIGKILL which the worker did not send. It is told as a failure and
