@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::config::units::rough_size;
 use crate::reapi::status::MissingBlob;
 
 /// The class of an end.
@@ -20,7 +21,10 @@ pub enum Ending {
         bound_of: &'static str,
     },
     /// The kernel killed the command because it used more memory than it was given.
-    OutOfMemory,
+    OutOfMemory {
+        /// The limit that it met, in bytes; `None` if it was the host's or one above the action's.
+        limit: Option<u64>,
+    },
     /// The command went beyond a bound of the worker's (outputs, disk); the text names it.
     LimitExceeded(String),
     /// The action cannot be run as it is, anywhere; the text names the offending part.
@@ -42,6 +46,18 @@ pub fn timed_out(after: Duration, bound_of: &str) -> String {
     format!("the command ran longer than the timeout of {after:?} that {bound_of} sets")
 }
 
+/// What is said of a command that ran out of memory.
+pub fn out_of_memory(limit: Option<u64>) -> String {
+    match limit {
+        Some(limit) => format!(
+            "the command used more memory than the {} that it was given; \
+             ask for more with the platform property `memory`, if the worker allows it",
+            rough_size(limit)
+        ),
+        None => "the command was killed because the host, or a limit above the action's own, ran out of memory".into(),
+    }
+}
+
 /// What is said of a command that ended by a SIGKILL which the worker did not send. It is told as a failure and
 /// not as exit code 137: nearly always the host ran out of memory, and a farm that caches failed
 /// results must not keep this one.
@@ -55,7 +71,7 @@ impl Ending {
             Ending::Exited(_) => "exited",
             Ending::Signalled(_) => "signalled",
             Ending::TimedOut { .. } => "timed-out",
-            Ending::OutOfMemory => "out-of-memory",
+            Ending::OutOfMemory { .. } => "out-of-memory",
             Ending::LimitExceeded(_) => "limit-exceeded",
             Ending::BadRequest(_) => "bad-request",
             Ending::Unsupported(_) => "unsupported",

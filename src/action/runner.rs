@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::ending::timed_out;
+use super::ending::{out_of_memory, timed_out};
 use super::publish::{self, Stream};
 use super::resolve::{self, Resolved};
 use super::{Ending, Finished, LiveOutput, Settings};
@@ -197,6 +197,7 @@ impl Runner {
             timeout: resolved.timeout.map(|(length, _)| length),
             grace: settings.grace,
             limits: settings.limits.clone(),
+            view: Default::default(),
             stdout: stream(&journey.lease.stdout_stream),
             stderr: stream(&journey.lease.stderr_stream),
         };
@@ -381,6 +382,16 @@ fn conclude(outcome: &Outcome, resolved: &Resolved, keep: u64) -> (Ending, i32, 
             (ending, 128 + libc::SIGKILL, notice)
         }
         End::Cancelled => (Ending::Cancelled, 128 + libc::SIGTERM, String::new()),
+        End::OutOfMemory { limit } => {
+            let ending = Ending::OutOfMemory { limit: *limit };
+            let notice = format!("\nboxwright: {}\n", out_of_memory(*limit));
+            (ending, 128 + libc::SIGKILL, notice)
+        }
+        End::LimitExceeded(bound) => (
+            Ending::LimitExceeded(bound.clone()),
+            128 + libc::SIGKILL,
+            format!("\nboxwright: {bound}; it was killed\n"),
+        ),
     };
     // Part of an output must not be taken for the whole, least of all by a cache.
     let cut = publish::cut(outcome.stdout_dropped, outcome.stderr_dropped, keep);

@@ -206,6 +206,7 @@ fn settings(host: &HostConfig, store: &LocalStore) -> action::Settings {
             open_files: limits.open_files,
             file_size: limits.file_size,
             processes: limits.processes,
+            ..Limits::default()
         },
         platform: host.platform.clone(),
         ignored_properties: host.ignored_properties.clone(),

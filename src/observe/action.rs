@@ -104,7 +104,7 @@ pub fn action_line(record: &ActionRecord) {
             });
             (None, Some(format!("{} blobs{first}", missing.len())))
         }
-        Ending::OutOfMemory | Ending::Cancelled | Ending::Preempted => (None, None),
+        Ending::OutOfMemory { .. } | Ending::Cancelled | Ending::Preempted => (None, None),
     };
     let ms = |length: Duration| length.as_millis() as u64;
     macro_rules! line {
@@ -179,7 +179,9 @@ mod tests {
                 after: Duration::from_secs(60),
                 bound_of: "its action",
             },
-            Ending::OutOfMemory,
+            Ending::OutOfMemory {
+                limit: Some(64 << 20),
+            },
             Ending::LimitExceeded("more than 5 outputs".into()),
             Ending::BadRequest("output path \"../x\" leaves the input root".into()),
             Ending::Unsupported("network=off".into()),

@@ -8,8 +8,8 @@ pub mod spec;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-pub use outcome::{Captured, End, Outcome, SpillFile, Usage};
-pub use spec::{CommandSpec, Limits, StreamSpec};
+pub use outcome::{Captured, End, Io, Outcome, SpillFile, Usage, UsageSource};
+pub use spec::{CommandSpec, DEFAULT_PROFILE, Identity, Limits, RootShape, StreamSpec, View};
 
 use crate::config::Owner;
 
@@ -19,6 +19,8 @@ pub enum Level {
     /// A process of its own session and, if the daemon may switch, of its own user. It sees the host's files, network and
     /// processes.
     Process,
+    /// Namespaces, a root of its own, a system-call filter, Landlock and, where there are cgroups, limits.
+    Full,
 }
 
 impl Level {
@@ -26,6 +28,7 @@ impl Level {
     pub fn name(self) -> &'static str {
         match self {
             Level::Process => "process",
+            Level::Full => "full",
         }
     }
 }

@@ -25,6 +25,13 @@ pub enum End {
     TimedOut,
     /// It was killed because its `CancellationToken` said so.
     Cancelled,
+    /// The kernel killed some of it for want of memory, which the cgroup's own count proves.
+    OutOfMemory {
+        /// The limit that it met, in bytes; `None` if it was one above the command's own.
+        limit: Option<u64>,
+    },
+    /// It went beyond a bound and was killed; the text names the bound and what to do.
+    LimitExceeded(String),
 }
 
 /// One output stream.
@@ -93,6 +100,44 @@ pub struct Usage {
     pub voluntary_switches: u64,
     /// Involuntary context switches.
     pub involuntary_switches: u64,
+    /// The most memory that all processes held together, in bytes; known where there is a cgroup.
+    pub peak_memory: Option<u64>,
+    /// Bytes read from and written to devices; known where there is a cgroup.
+    pub io: Option<Io>,
+    /// Where the figures of CPU and memory are from.
+    pub source: UsageSource,
+}
+
+/// Bytes that went from and to devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Io {
+    /// Bytes read.
+    pub read: u64,
+    /// Bytes written.
+    pub written: u64,
+}
+
+/// Where figures of usage are from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UsageSource {
+    /// `wait4`: what nobody waited for is not in them, and memory is that of the largest process.
+    #[default]
+    Wait4,
+    /// A cgroup of the first version: everything is in them.
+    CgroupV1,
+    /// A cgroup of the second version: everything is in them.
+    CgroupV2,
+}
+
+impl UsageSource {
+    /// The word for it in logs and results.
+    pub fn name(self) -> &'static str {
+        match self {
+            UsageSource::Wait4 => "wait4",
+            UsageSource::CgroupV1 => "cgroup-v1",
+            UsageSource::CgroupV2 => "cgroup-v2",
+        }
+    }
 }
 
 /// Everything about a finished command. No process of it is left.

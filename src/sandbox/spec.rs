@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +26,8 @@ pub struct CommandSpec {
     pub grace: Duration,
     /// Resource limits.
     pub limits: Limits,
+    /// What the command sees of the world; a level that cannot give it refuses.
+    pub view: View,
     /// What becomes of standard output.
     pub stdout: StreamSpec,
     /// What becomes of standard error.
@@ -38,8 +41,76 @@ pub struct Limits {
     pub open_files: Option<u64>,
     /// Bytes of a file that is written.
     pub file_size: Option<u64>,
-    /// Processes of the command's user.
+    /// Processes of the command's user (RLIMIT_NPROC).
     pub processes: Option<u64>,
+    /// Bytes of memory of all processes together, page cache and memory file systems included.
+    pub memory: Option<u64>,
+    /// Processors' worth of time, in thousandths: 1500 is one and a half.
+    pub cpu_milli: Option<u64>,
+    /// Processes and threads of the command, all together.
+    pub pids: Option<u64>,
+    /// Bytes that the command may write below its root.
+    pub disk_bytes: Option<u64>,
+    /// Files and directories that the command may make below its root.
+    pub disk_nodes: Option<u64>,
+}
+
+/// What a command sees of the world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Where the input root is.
+    pub root: RootShape,
+    /// Whether it has the host's network; without, it has a loopback interface of its own.
+    pub network: bool,
+    /// Who it believes to be.
+    pub user: Identity,
+    /// The name of the sandbox profile.
+    pub profile: Arc<str>,
+    /// Directories of the input root that stay read-only, relative to it.
+    pub read_only: Vec<PathBuf>,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        View {
+            root: RootShape::Host,
+            network: false,
+            user: Identity::default(),
+            profile: DEFAULT_PROFILE.into(),
+            read_only: Vec::new(),
+        }
+    }
+}
+
+/// The profile of commands that ask for none.
+pub const DEFAULT_PROFILE: &str = "default";
+
+/// Where the input root is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RootShape {
+    /// At a fixed place below a root that shows the host's tools, read-only.
+    #[default]
+    Host,
+    /// It is the root: the command sees no file of the host.
+    Input,
+}
+
+/// A user and a group, as the command sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Identity {
+            uid: 1000,
+            gid: 1000,
+        }
+    }
 }
 
 /// What becomes of one output stream.

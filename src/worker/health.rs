@@ -73,7 +73,7 @@ impl Health {
             Ending::Exited(_)
             | Ending::Signalled(_)
             | Ending::TimedOut { .. }
-            | Ending::OutOfMemory
+            | Ending::OutOfMemory { .. }
             | Ending::LimitExceeded(_) => {
                 self.failures = 0;
                 self.relapses = 0;

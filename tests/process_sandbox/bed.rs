@@ -126,6 +126,7 @@ impl Bed {
             timeout: None,
             grace: Duration::ZERO,
             limits: Limits::default(),
+            view: Default::default(),
             stdout: self.stream(),
             stderr: self.stream(),
         }

@@ -65,6 +65,7 @@ async fn the_limits_are_those_asked_for() {
         open_files: Some(77),
         file_size: Some(123_456),
         processes: Some(4_321),
+        ..Limits::default()
     };
     let limits = bed.says(spec).await;
     let limit = |name: &str| -> Vec<String> {

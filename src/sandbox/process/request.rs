@@ -184,6 +184,7 @@ mod tests {
             timeout: None,
             grace: Duration::ZERO,
             limits: Limits::default(),
+            view: Default::default(),
             stdout: stream(),
             stderr: stream(),
         }

@@ -262,5 +262,6 @@ fn usage(usage: &WireUsage) -> Usage {
         blocks_out: usage.blocks_out,
         voluntary_switches: usage.voluntary_switches,
         involuntary_switches: usage.involuntary_switches,
+        ..Usage::default()
     }
 }

@@ -8,7 +8,7 @@ use prost_types::Any;
 use tonic::Code;
 
 use super::inline::LARGEST;
-use crate::action::ending::{KILLED_BY_ANOTHER, timed_out};
+use crate::action::ending::{KILLED_BY_ANOTHER, out_of_memory, timed_out};
 use crate::action::{Ending, Finished};
 use crate::reapi::proto::{re, rpc};
 use crate::reapi::status::{missing_blobs, ok, status};
@@ -36,7 +36,7 @@ pub(super) fn response(finished: Finished) -> re::ExecuteResponse {
         Ending::Exited(_)
         | Ending::Signalled(_)
         | Ending::TimedOut { .. }
-        | Ending::OutOfMemory
+        | Ending::OutOfMemory { .. }
         | Ending::BadRequest(_)
         | Ending::LimitExceeded(_) => result,
         _ => None,
@@ -73,11 +73,7 @@ fn of_ending(ending: &Ending) -> rpc::Status {
         Ending::TimedOut { after, bound_of } => {
             status(Code::DeadlineExceeded, timed_out(*after, bound_of))
         }
-        Ending::OutOfMemory => status(
-            Code::FailedPrecondition,
-            "the command was killed because it used more memory than it was given; \
-             give it more, or make it need less",
-        ),
+        Ending::OutOfMemory { limit } => status(Code::FailedPrecondition, out_of_memory(*limit)),
         Ending::LimitExceeded(what) => status(Code::FailedPrecondition, what),
         Ending::BadRequest(what) => status(Code::InvalidArgument, what),
         Ending::Unsupported(what) => status(Code::FailedPrecondition, what),
@@ -160,7 +156,11 @@ mod tests {
                 true,
             ),
             (Ending::Signalled(9), Code::FailedPrecondition, true),
-            (Ending::OutOfMemory, Code::FailedPrecondition, true),
+            (
+                Ending::OutOfMemory { limit: None },
+                Code::FailedPrecondition,
+                true,
+            ),
             (
                 Ending::LimitExceeded("x".into()),
                 Code::FailedPrecondition,

@@ -33,7 +33,7 @@ use prost::Message;
 use prost_types::Any;
 use tonic::Code;
 
-use crate::action::ending::{KILLED_BY_ANOTHER, timed_out};
+use crate::action::ending::{KILLED_BY_ANOTHER, out_of_memory, timed_out};
 use crate::action::{Ending, Finished};
 use crate::reapi::any::pack;
 use crate::reapi::proto::{re, rpc};
@@ -90,12 +90,8 @@ pub(super) fn report(finished: Finished) -> Report {
             status(Code::DeadlineExceeded, timed_out(after, bound_of)),
             Some(partial(result.unwrap_or_default())),
         ),
-        Ending::OutOfMemory => (
-            status(
-                Code::FailedPrecondition,
-                "the command was killed because it used more memory than it was given; \
-                 give it more, or make it need less",
-            ),
+        Ending::OutOfMemory { limit } => (
+            status(Code::FailedPrecondition, out_of_memory(limit)),
             result.map(partial),
         ),
         Ending::LimitExceeded(what) => {
@@ -219,7 +215,11 @@ mod tests {
                 Code::DeadlineExceeded,
                 Some(137),
             ),
-            (Ending::OutOfMemory, Code::FailedPrecondition, Some(137)),
+            (
+                Ending::OutOfMemory { limit: None },
+                Code::FailedPrecondition,
+                Some(137),
+            ),
             (
                 Ending::LimitExceeded("x".into()),
                 Code::FailedPrecondition,
