@@ -357,10 +357,12 @@ class Lab:
 
     def sid(self, folder="/"):
         """What to put before a command that is to run in the sid root, in `folder`. All such commands share one mount
-        namespace: Bazel takes a server for a stale one when it is in another."""
+        namespace: Bazel takes a server for a stale one when it is in another. Its root is a real one and no chroot, where
+        no sandbox could make user namespaces."""
         self.need("sid")
         if "sid" not in self.shared:
-            holder = self.spawn("sid", [HERE / "sid-run", "sh", "-c", "echo READY; exec sleep infinity"])
+            environment = dict(os.environ, SID_PIVOT="1")
+            holder = self.spawn("sid", [HERE / "sid-run", "sh", "-c", "echo READY; exec sleep infinity"], env=environment)
             wait_for(lambda: "READY\n" in holder.log() or not holder.running(), 30, "the sid root")
             expect(holder.running(), f"the sid root cannot be entered: {holder.log()}")
             self.shared["sid"] = holder
