@@ -19,7 +19,7 @@ INPUT_ROOT = ("--root", "input")
 class BuildStream:
     """A BuildStream with a cache and a copy of tests/peers/workspaces/buildstream of its own."""
 
-    def __init__(self, lab, stem, remote=None):
+    def __init__(self, lab, stem, remote=None, buildtrees="always"):
         lab.need("buildstream")
         self.lab, self.stem = lab, stem
         base = lab.fresh_folder(stem)
@@ -31,7 +31,7 @@ class BuildStream:
             f"cachedir: {self.cache}",
             f"sourcedir: {base / 'sources'}",
             f"logdir: {base / 'logs'}",
-            "cache: {cache-buildtrees: always}",
+            f"cache: {{cache-buildtrees: {buildtrees}}}",
             "scheduler: {on-error: continue, network-retries: 0}",
         ]
         if remote:
@@ -147,6 +147,15 @@ def buildstream_inputs_look_as_in_a_local_build(lab):
     expect_equal((made / "sources" / "text").read_text(), "some text\nappended\n", "source that was appended to")
 
 
+def buildstream_command_removes_its_own_working_directory(lab):
+    """As BuildStream has it by default: unless the build fails nobody wants the tree that it was built in."""
+    wanted = local(lab).artifacts()["hello"]
+    client = BuildStream(lab, "buildstream-default", lab.buildgrid(), buildtrees="auto")
+    with lab.worker(flags=INPUT_ROOT):
+        client.build("hello")
+    expect_equal(client.artifacts()["hello"], {"success": True, "files": wanted["files"]}, "artifact of hello")
+
+
 def buildstream_files_are_moved_and_linked_from_build_to_install(lab):
     made = build_as_local(lab, "moved").checkout("moved")
     expect_equal((made / "links").read_text(), "2\n", "links to a file that was linked into the installation")
@@ -256,6 +265,7 @@ def buildstream_interrupted_build_is_dead_within_six_seconds(lab):
 SCENARIOS = [
     buildstream_artifact_is_that_of_a_local_build,
     buildstream_inputs_look_as_in_a_local_build,
+    buildstream_command_removes_its_own_working_directory,
     buildstream_files_are_moved_and_linked_from_build_to_install,
     buildstream_world_of_a_command,
     buildstream_builds_as_the_user_it_asks_for,
