@@ -9,15 +9,19 @@
 mod report;
 mod request;
 
-pub(super) use report::{Ended, Failure, PATH_MAX, REPORT_LEN, Report, Step, WireUsage};
-pub(super) use request::{INLINE_MAX, REQUEST_LEN, Request, RunHeader, STRINGS_MAX, Strings};
+pub(in crate::sandbox) use report::{
+    Ended, Failure, PATH_MAX, REPORT_LEN, Report, Step, WireUsage,
+};
+pub(in crate::sandbox) use request::{
+    INLINE_MAX, REQUEST_LEN, Request, RunHeader, STRINGS_MAX, Strings,
+};
 
 const MAGIC: u32 = 0x3158_5742;
 
 /// A message that breaks the rules; the text says which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed message: {0}")]
-pub(super) struct Malformed(pub(super) &'static str);
+pub(in crate::sandbox) struct Malformed(pub(in crate::sandbox) &'static str);
 struct Writer(Vec<u8>);
 
 impl Writer {

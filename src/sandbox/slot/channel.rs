@@ -12,13 +12,13 @@ use rustix::net::{
     sendmsg, socketpair,
 };
 
-/// Descriptors in one message: standard output, standard error, a memfd.
-pub(super) const FDS_MAX: usize = 3;
+/// Descriptors in one message: standard output, standard error, a root, a memfd; or a memfd and one for each hierarchy of cgroups.
+pub(in crate::sandbox) const FDS_MAX: usize = 16;
 
 const CONTROL_LEN: usize = rustix::cmsg_space!(ScmRights(FDS_MAX));
 
 /// A pair of connected sockets, closed on exec.
-pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+pub(in crate::sandbox) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -29,7 +29,7 @@ pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
 
 /// Sends one message; never blocks. The reader takes a message in before it gets the next, so a full buffer means
 /// that it has stopped reading.
-pub(super) fn send(
+pub(in crate::sandbox) fn send(
     socket: impl AsFd,
     message: &[IoSlice<'_>],
     fds: &[BorrowedFd<'_>],
@@ -44,15 +44,19 @@ pub(super) fn send(
 }
 
 /// One received message.
-pub(super) struct Received {
+pub(in crate::sandbox) struct Received {
     /// Bytes of it; 0 is the end of file.
-    pub(super) len: usize,
-    pub(super) fds: Vec<OwnedFd>,
+    pub(in crate::sandbox) len: usize,
+    pub(in crate::sandbox) fds: Vec<OwnedFd>,
 }
 
 /// Receives one message into `buffer`. A message that does not fit, or has more descriptors than it may have, is
 /// `EMSGSIZE`.
-pub(super) fn receive(socket: impl AsFd, buffer: &mut [u8], wait: bool) -> Result<Received, Errno> {
+pub(in crate::sandbox) fn receive(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    wait: bool,
+) -> Result<Received, Errno> {
     let mut space = [MaybeUninit::uninit(); CONTROL_LEN];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut flags = RecvFlags::CMSG_CLOEXEC;

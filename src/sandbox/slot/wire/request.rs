@@ -16,21 +16,26 @@ const KIND_RUN: u32 = 1;
 const KIND_TERMINATE: u32 = 2;
 const KIND_KILL: u32 = 3;
 const KIND_SWEEP: u32 = 4;
+const KIND_SET_UP: u32 = 5;
 
 const FLAG_SWITCH: u32 = 1;
 const FLAG_OPEN_FILES: u32 = 2;
 const FLAG_FILE_SIZE: u32 = 4;
 const FLAG_PROCESSES: u32 = 8;
 const FLAG_IN_MEMFD: u32 = 16;
-const FLAGS_KNOWN: u32 = 31;
+const FLAG_ROOT_FD: u32 = 32;
+const FLAGS_KNOWN: u32 = 63;
 
 /// What a daemon asks of a launcher. `id` counts the runs of a slot, so that a late message cannot
 /// hit the next run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Start a command. Two descriptors come with it, standard output and error, and a third that holds the strings
-    /// if they are not inline.
+    /// Start a command. Descriptors come with it: standard output and error, the mount of its root if there is one, and one that
+    /// holds the strings if they are not inline.
     Run(RunHeader),
+    /// Make ready for commands of one kind, once: a memfd with what they see comes with it, and the descriptors by which they
+    /// enter their cgroups.
+    SetUp { id: u64 },
     /// SIGTERM to the command's session.
     Terminate { id: u64 },
     /// SIGKILL to everything.
@@ -52,9 +57,13 @@ pub(crate) struct RunHeader {
     pub(crate) argc: u32,
     /// Environment entries.
     pub(crate) envc: u32,
+    /// Directories that stay read-only.
+    pub(crate) read_only: u32,
+    /// The root comes as a descriptor of a detached mount.
+    pub(crate) root_fd: bool,
     /// Bytes of all strings.
     pub(crate) strings_len: usize,
-    /// The strings are in the third descriptor.
+    /// The strings are in the last descriptor.
     pub(crate) in_memfd: bool,
 }
 
@@ -66,13 +75,15 @@ pub(crate) struct Strings<'a> {
     pub(crate) argv: Vec<&'a CStr>,
     /// `NAME=VALUE` each.
     pub(crate) env: Vec<&'a CStr>,
+    /// Relative to the root.
+    pub(crate) read_only: Vec<&'a CStr>,
 }
 impl Request {
     /// The header, to which inline strings may be appended.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let run = match *self {
             Request::Run(run) => run,
-            Request::Terminate { id } | Request::Kill { id } => RunHeader {
+            Request::Terminate { id } | Request::Kill { id } | Request::SetUp { id } => RunHeader {
                 id,
                 ..RunHeader::default()
             },
@@ -89,6 +100,7 @@ impl Request {
             (run.file_size.is_some(), FLAG_FILE_SIZE),
             (run.processes.is_some(), FLAG_PROCESSES),
             (run.in_memfd, FLAG_IN_MEMFD),
+            (run.root_fd, FLAG_ROOT_FD),
         ] {
             if present {
                 flags |= flag;
@@ -102,6 +114,7 @@ impl Request {
             Request::Terminate { .. } => KIND_TERMINATE,
             Request::Kill { .. } => KIND_KILL,
             Request::Sweep { .. } => KIND_SWEEP,
+            Request::SetUp { .. } => KIND_SET_UP,
         });
         out.u64(run.id);
         out.u32(flags);
@@ -109,7 +122,7 @@ impl Request {
         out.u32(run.user.map_or(0, |user| user.killer));
         out.u32(run.argc);
         out.u32(run.envc);
-        out.u32(0);
+        out.u32(run.read_only);
         out.u64(run.open_files.unwrap_or(0));
         out.u64(run.file_size.unwrap_or(0));
         out.u64(run.processes.unwrap_or(0));
@@ -130,7 +143,8 @@ impl Request {
         let killer = input.u32()?;
         let argc = input.u32()?;
         let envc = input.u32()?;
-        if input.u32()? != 0 || flags & !FLAGS_KNOWN != 0 {
+        let read_only = input.u32()?;
+        if flags & !FLAGS_KNOWN != 0 {
             return Err(Malformed("unknown flags"));
         }
         let open_files = input.u64()?;
@@ -166,6 +180,8 @@ impl Request {
                     processes: set(FLAG_PROCESSES, processes),
                     argc,
                     envc,
+                    read_only,
+                    root_fd: flags & FLAG_ROOT_FD != 0,
                     strings_len,
                     in_memfd,
                 })
@@ -173,6 +189,7 @@ impl Request {
             _ if !tail.is_empty() => return Err(Malformed("something follows the header")),
             KIND_TERMINATE => Request::Terminate { id },
             KIND_KILL => Request::Kill { id },
+            KIND_SET_UP => Request::SetUp { id },
             KIND_SWEEP => match user {
                 Some(user) => Request::Sweep { id, user },
                 None => return Err(Malformed("a sweep without a user")),
@@ -188,6 +205,7 @@ impl<'a> Strings<'a> {
     pub(crate) fn decode(run: &RunHeader, bytes: &'a [u8]) -> Result<Self, Malformed> {
         let count = (run.argc as usize)
             .checked_add(run.envc as usize)
+            .and_then(|n| n.checked_add(run.read_only as usize))
             .and_then(|n| n.checked_add(2))
             .ok_or(Malformed("too many strings"))?;
         // Each string has a NUL at least: this bounds what is allocated below.
@@ -205,6 +223,9 @@ impl<'a> Strings<'a> {
         let cwd = next()?;
         let argv = (0..run.argc).map(|_| next()).collect::<Result<_, _>>()?;
         let env: Vec<&CStr> = (0..run.envc).map(|_| next()).collect::<Result<_, _>>()?;
+        let read_only: Vec<&CStr> = (0..run.read_only)
+            .map(|_| next())
+            .collect::<Result<_, _>>()?;
         if !rest.is_empty() {
             return Err(Malformed("more strings than announced"));
         }
@@ -220,11 +241,19 @@ impl<'a> Strings<'a> {
         {
             return Err(Malformed("an environment entry without a name"));
         }
+        let leaves = |path: &&CStr| {
+            let bytes = path.to_bytes();
+            bytes.is_empty() || bytes[0] == b'/' || bytes.split(|b| *b == b'/').any(|s| s == b"..")
+        };
+        if read_only.iter().any(leaves) {
+            return Err(Malformed("a read-only directory outside of the root"));
+        }
         Ok(Strings {
             root,
             cwd,
             argv,
             env,
+            read_only,
         })
     }
 }
@@ -235,7 +264,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn run() -> (RunHeader, Vec<u8>) {
-        let strings = b"/root\0sub\0cc\0-c\0A=1\0".to_vec();
+        let strings = b"/root\0sub\0cc\0-c\0A=1\0usr/lib\0".to_vec();
         let header = RunHeader {
             id: 7,
             user: Some(SlotUser {
@@ -247,6 +276,8 @@ mod tests {
             processes: Some(u64::MAX),
             argc: 2,
             envc: 1,
+            read_only: 1,
+            root_fd: true,
             strings_len: strings.len(),
             in_memfd: false,
         };
@@ -264,10 +295,12 @@ mod tests {
         let decoded = Strings::decode(&header, tail).unwrap();
         assert_eq!(decoded.argv, [c"cc", c"-c"]);
         assert_eq!(decoded.env, [c"A=1"]);
+        assert_eq!(decoded.read_only, [c"usr/lib"]);
         assert_eq!((decoded.root, decoded.cwd), (c"/root", c"sub"));
         for request in [
             Request::Terminate { id: 1 },
             Request::Kill { id: u64::MAX },
+            Request::SetUp { id: 2 },
             Request::Sweep {
                 id: 3,
                 user: SlotUser { uid: 9, killer: 10 },

@@ -24,11 +24,11 @@ const ATTEMPTS: u32 = 256;
 
 /// The ids of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SlotUser {
+pub(in crate::sandbox) struct SlotUser {
     /// User and group of the slot's commands.
-    pub(super) uid: u32,
+    pub(in crate::sandbox) uid: u32,
     /// Real and saved user of the process that kills them, out of their reach.
-    pub(super) killer: u32,
+    pub(in crate::sandbox) killer: u32,
 }
 
 /// The user ids of some slots, a range that belongs to this process until it ends.
@@ -91,7 +91,7 @@ impl UidRange {
     }
 
     /// The ids of a slot; `None` beyond the last slot.
-    pub(super) fn user(&self, slot: usize) -> Option<SlotUser> {
+    pub(in crate::sandbox) fn user(&self, slot: usize) -> Option<SlotUser> {
         let slot = u32::try_from(slot).ok().filter(|slot| *slot < self.slots)?;
         let uid = self.first + slot;
         Some(SlotUser {

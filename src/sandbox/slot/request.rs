@@ -16,7 +16,7 @@ use crate::sandbox::{CommandSpec, End, SandboxError};
 
 /// Why there is no request.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(in crate::sandbox) enum Refusal {
     /// The command is at fault: how it ends.
     Command(End),
     /// We are.
@@ -25,10 +25,11 @@ pub(super) enum Refusal {
 
 /// A run, ready to be sent.
 #[derive(Debug)]
-pub(super) struct RunRequest {
+pub(in crate::sandbox) struct RunRequest {
     header: RunHeader,
     strings: Vec<u8>,
     memfd: Option<OwnedFd>,
+    root: Option<OwnedFd>,
 }
 
 fn fault(message: String) -> Refusal {
@@ -43,7 +44,12 @@ fn setup(action: impl Into<String>, source: impl Into<io::Error>) -> Refusal {
 }
 
 impl RunRequest {
-    pub(super) fn new(spec: &CommandSpec, user: Option<SlotUser>) -> Result<RunRequest, Refusal> {
+    /// `root` is a detached mount of the input root, for launchers that cannot see the path.
+    pub(in crate::sandbox) fn new(
+        spec: &CommandSpec,
+        user: Option<SlotUser>,
+        root: Option<OwnedFd>,
+    ) -> Result<RunRequest, Refusal> {
         let strings = strings(spec)?;
         let header = RunHeader {
             id: 0,
@@ -54,6 +60,8 @@ impl RunRequest {
             // Bounded by the length of the strings.
             argc: spec.argv.len() as u32,
             envc: spec.env.len() as u32,
+            read_only: spec.view.read_only.len() as u32,
+            root_fd: root.is_some(),
             strings_len: strings.len(),
             in_memfd: strings.len() > INLINE_MAX,
         };
@@ -66,11 +74,12 @@ impl RunRequest {
             header,
             strings,
             memfd,
+            root,
         })
     }
 
     /// Sends it as run `id`, with the write ends of the command's output.
-    pub(super) fn send(
+    pub(in crate::sandbox) fn send(
         &self,
         socket: impl AsFd,
         id: u64,
@@ -78,22 +87,24 @@ impl RunRequest {
         stderr: BorrowedFd<'_>,
     ) -> Result<(), rustix::io::Errno> {
         let header = Request::Run(RunHeader { id, ..self.header }).encode();
+        let mut fds = vec![stdout, stderr];
+        fds.extend(self.root.as_ref().map(|root| root.as_fd()));
         match &self.memfd {
-            Some(memfd) => channel::send(
-                socket,
-                &[IoSlice::new(&header)],
-                &[stdout, stderr, memfd.as_fd()],
-            ),
+            Some(memfd) => {
+                fds.push(memfd.as_fd());
+                channel::send(socket, &[IoSlice::new(&header)], &fds)
+            }
             None => channel::send(
                 socket,
                 &[IoSlice::new(&header), IoSlice::new(&self.strings)],
-                &[stdout, stderr],
+                &fds,
             ),
         }
     }
 }
 
-fn sealed(strings: &[u8]) -> io::Result<OwnedFd> {
+/// A memfd with this content that nobody can change any more.
+pub(in crate::sandbox) fn sealed(strings: &[u8]) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut file = File::from(memfd_create("boxwright-command", flags)?);
     file.write_all(strings)?;
@@ -113,6 +124,11 @@ fn strings(spec: &CommandSpec) -> Result<Vec<u8>, Refusal> {
         .env
         .iter()
         .map(|(name, value)| name.len() + value.len() + 2)
+        .sum::<usize>();
+    let read_only = &spec.view.read_only;
+    size += read_only
+        .iter()
+        .map(|path| path.as_os_str().len() + 1)
         .sum::<usize>();
     if size > STRINGS_MAX {
         return Err(fault(too_long(spec)));
@@ -155,6 +171,14 @@ fn strings(spec: &CommandSpec) -> Result<Vec<u8>, Refusal> {
             )));
         }
         push(&[name, OsStr::new("="), value]);
+    }
+    for path in read_only {
+        if path.is_absolute() || has_nul(path.as_os_str()) {
+            return Err(fault(format!(
+                "the read-only directory {path:?} is not a path within the input root"
+            )));
+        }
+        push(&[path.as_os_str()]);
     }
     Ok(out)
 }
@@ -199,6 +223,7 @@ mod tests {
                 uid: 4000,
                 killer: 5000,
             }),
+            None,
         )
         .unwrap();
         assert_eq!(request.strings, b"/root\0sub\0cc\0A=1=2\0B=\0");
@@ -229,7 +254,7 @@ mod tests {
         for (break_it, expected) in breaks {
             let mut spec = spec();
             break_it(&mut spec);
-            match RunRequest::new(&spec, None) {
+            match RunRequest::new(&spec, None, None) {
                 Err(Refusal::Command(End::NotStarted { code: 126, message })) => {
                     assert!(message.contains(expected), "{message}");
                 }
@@ -239,7 +264,7 @@ mod tests {
         let mut spec = spec();
         spec.root = "relative".into();
         assert!(matches!(
-            RunRequest::new(&spec, None),
+            RunRequest::new(&spec, None, None),
             Err(Refusal::Sandbox(_))
         ));
     }

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::process::ExitStatus;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -44,20 +44,52 @@ impl Drop for Occupied<'_> {
     }
 }
 
-pub(super) async fn run(
-    seat: &mut Seat,
-    mut spec: CommandSpec,
-    cancel: CancellationToken,
-) -> Result<Outcome, SandboxError> {
+/// What a level adds to a run.
+pub(in crate::sandbox) struct Run {
+    /// The command.
+    pub(in crate::sandbox) spec: CommandSpec,
+    /// Ends it when somebody wants that.
+    pub(in crate::sandbox) cancel: CancellationToken,
+    /// A detached mount of the input root.
+    pub(in crate::sandbox) root: Option<OwnedFd>,
+    /// Whom the command runs as, for what is said of it.
+    pub(in crate::sandbox) uid: Option<u32>,
+    /// Completes when the command has gone beyond a bound, with its name.
+    pub(in crate::sandbox) exceeded: Exceeded,
+}
+
+/// Completes when a bound is exceeded, with words for it.
+pub(in crate::sandbox) type Exceeded = Pin<Box<dyn Future<Output = String> + Send>>;
+
+/// A finished run.
+pub(in crate::sandbox) struct Ran {
+    /// How it ended.
+    pub(in crate::sandbox) outcome: Outcome,
+    /// The command had to be ended.
+    pub(in crate::sandbox) forced: bool,
+}
+
+/// Runs a command in a seat that is ready for it.
+pub(in crate::sandbox) async fn run(seat: &mut Seat, run: Run) -> Result<Ran, SandboxError> {
+    let Run {
+        mut spec,
+        cancel,
+        root,
+        uid,
+        exceeded,
+    } = run;
+    let at_once = |end| Ran {
+        outcome: without_start(end),
+        forced: false,
+    };
     if cancel.is_cancelled() {
-        return Ok(without_start(End::Cancelled));
+        return Ok(at_once(End::Cancelled));
     }
-    let request = match RunRequest::new(&spec, seat.user) {
+    let request = match RunRequest::new(&spec, seat.user, root) {
         Ok(request) => request,
-        Err(Refusal::Command(end)) => return Ok(without_start(end)),
+        Err(Refusal::Command(end)) => return Ok(at_once(end)),
         Err(Refusal::Sandbox(error)) => return Err(error),
     };
-    seat.ready().await?;
 
     let (stdout, stdout_write) = pipe()?;
     let (stderr, stderr_write) = pipe()?;
@@ -76,17 +108,23 @@ pub(super) async fn run(
             named("error", &spec.stderr, capture(stderr, err_spec, &over)),
         )
     });
-    let (ended, why, early) = supervise(occupied, &spec, &cancel, streams.as_mut()).await?;
+    let wishes = Wishes {
+        timeout: spec.timeout,
+        grace: spec.grace,
+        cancel,
+        exceeded,
+    };
+    let (ended, why, early) = supervise(occupied, wishes, streams.as_mut()).await?;
     over.cancel();
     let (stdout, stderr) = match early {
         Some(streams) => streams?,
         None => streams.await?,
     };
     let end = match &ended.failure {
-        Some(failure) => judge(failure, &spec, seat.user.map(|user| user.uid), seat.slot())?,
+        Some(failure) => judge(failure, &spec, uid, seat.slot())?,
         None => end_of(&ended, why),
     };
-    Ok(Outcome {
+    let outcome = Outcome {
         end,
         usage: usage(&ended.usage),
         started: time(ended.started),
@@ -95,7 +133,19 @@ pub(super) async fn run(
         stdout_dropped: stdout.dropped,
         stderr: stderr.captured,
         stderr_dropped: stderr.dropped,
+    };
+    Ok(Ran {
+        outcome,
+        forced: ended.stopped,
     })
+}
+
+/// What may end a command before it ends by itself.
+struct Wishes {
+    timeout: Option<Duration>,
+    grace: Duration,
+    cancel: CancellationToken,
+    exceeded: Exceeded,
 }
 
 type Streams = Result<(Stream, Stream), SandboxError>;
@@ -104,12 +154,12 @@ type Streams = Result<(Stream, Stream), SandboxError>;
 /// the streams if they ended before.
 async fn supervise(
     mut occupied: Occupied<'_>,
-    spec: &CommandSpec,
-    cancel: &CancellationToken,
-    mut streams: std::pin::Pin<&mut impl Future<Output = Streams>>,
+    mut wishes: Wishes,
+    mut streams: Pin<&mut impl Future<Output = Streams>>,
 ) -> Result<(Ended, End, Option<Streams>), SandboxError> {
-    let mut timer = pin!(sleep(spec.timeout.unwrap_or_default()));
-    let mut timed = spec.timeout.is_some();
+    let grace = wishes.grace;
+    let mut timer = pin!(sleep(wishes.timeout.unwrap_or_default()));
+    let mut timed = wishes.timeout.is_some();
     let mut phase = Phase::Running;
     let mut why = End::Cancelled;
     let mut early = None;
@@ -127,17 +177,23 @@ async fn supervise(
                 }
                 early = Some(ended);
             }
-            () = cancel.cancelled(), if phase == Phase::Running => {
+            () = wishes.cancel.cancelled(), if phase == Phase::Running => {
                 why = End::Cancelled;
-                phase = stop(occupied.seat, spec.grace);
-                timer.as_mut().reset(soon(patience(phase, spec.grace)));
+                phase = stop(occupied.seat, grace);
+                timer.as_mut().reset(soon(patience(phase, grace)));
+                timed = true;
+            }
+            bound = &mut wishes.exceeded, if phase == Phase::Running => {
+                why = End::LimitExceeded(bound);
+                phase = stop(occupied.seat, Duration::ZERO);
+                timer.as_mut().reset(soon(KILL_PATIENCE));
                 timed = true;
             }
             () = &mut timer, if timed => match phase {
                 Phase::Running => {
                     why = End::TimedOut;
-                    phase = stop(occupied.seat, spec.grace);
-                    timer.as_mut().reset(soon(patience(phase, spec.grace)));
+                    phase = stop(occupied.seat, grace);
+                    timer.as_mut().reset(soon(patience(phase, grace)));
                 }
                 Phase::Terminated => {
                     occupied.seat.kill();
@@ -154,7 +210,7 @@ async fn supervise(
     occupied.over = true;
     let error = match report {
         Ok(Report::Ended(ended)) => return Ok((ended, why, early)),
-        Ok(Report::Swept { .. }) => occupied.seat.error("answered what it was not asked"),
+        Ok(_) => occupied.seat.error("answered what it was not asked"),
         Err(error) => error,
     };
     // Nothing of the command may be left, whatever became of its launcher.

@@ -15,47 +15,58 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::channel;
-use super::launcher::ARGUMENT;
-use crate::sandbox::SandboxError;
+use crate::sandbox::{Level, SandboxError};
 
 /// A launcher whose socket was closed kills what runs and exits; one that does not within this time is killed.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The launchers of this process. Held while one is started and while orphans are looked for, so that a launcher
 /// is never taken for an orphan.
-pub(super) static LIVE: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+pub(in crate::sandbox) static LIVE: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// What a launcher is a start of.
+#[derive(Clone, Debug)]
+pub(in crate::sandbox) struct LauncherKind {
+    /// The program: our own.
+    pub(in crate::sandbox) executable: Arc<Path>,
+    /// Its hidden first argument, which says for which level it launches.
+    pub(in crate::sandbox) argument: &'static str,
+}
 
 /// Launchers, one per slot, started before the daemon has threads.
 #[derive(Debug)]
 pub struct Launchers {
-    pub(super) executable: Arc<Path>,
-    pub(super) started: Vec<LauncherProcess>,
+    pub(in crate::sandbox) kind: LauncherKind,
+    pub(in crate::sandbox) started: Vec<LauncherProcess>,
 }
 
 impl Launchers {
-    /// Starts `slots` launchers (`/proc/self/exe sandbox-launcher`). To be called before any thread exists.
+    /// Starts `slots` launchers of a level (`/proc/self/exe` with a hidden argument). To be called before any thread exists.
     ///
     /// The daemon becomes the reaper of its descendants' orphans (`PR_SET_CHILD_SUBREAPER`), so that nothing gets away if a
     /// launcher is killed.
-    pub fn start(slots: usize) -> Result<Self, SandboxError> {
-        Self::start_from(Path::new("/proc/self/exe"), slots)
+    pub fn start(level: Level, slots: usize) -> Result<Self, SandboxError> {
+        Self::start_from("/proc/self/exe", level, slots)
     }
 
-    /// Like [`Launchers::start`], with an executable that calls [`launcher_main`](super::launcher_main) first thing
-    /// when its `argv[1]` is `sandbox-launcher`.
-    pub fn start_from(executable: impl Into<PathBuf>, slots: usize) -> Result<Self, SandboxError> {
-        let executable: Arc<Path> = executable.into().into();
+    /// Like [`Launchers::start`], with an executable that calls [`launcher_main`](crate::sandbox::launcher_main) first thing.
+    pub fn start_from(
+        executable: impl Into<PathBuf>,
+        level: Level,
+        slots: usize,
+    ) -> Result<Self, SandboxError> {
+        let kind = LauncherKind {
+            executable: executable.into().into(),
+            argument: level.launcher_argument(),
+        };
         prctl::set_child_subreaper(true).map_err(|errno| SandboxError::Setup {
             action: "adopt orphans".into(),
             source: errno.into(),
         })?;
         let started = (0..slots)
-            .map(|slot| LauncherProcess::start(&executable, slot))
+            .map(|slot| LauncherProcess::start(&kind, slot))
             .collect::<Result<_, _>>()?;
-        Ok(Launchers {
-            executable,
-            started,
-        })
+        Ok(Launchers { kind, started })
     }
 
     /// How many there are.
@@ -66,27 +77,30 @@ impl Launchers {
 
 /// A running launcher. Dropped, it is told to end, and waited for.
 #[derive(Debug)]
-pub(super) struct LauncherProcess {
+pub(in crate::sandbox) struct LauncherProcess {
     /// Taken over by whoever talks to it; to be closed before this is dropped.
-    pub(super) socket: Option<OwnedFd>,
+    pub(in crate::sandbox) socket: Option<OwnedFd>,
     child: Child,
 }
 
 impl LauncherProcess {
-    pub(super) fn start(executable: &Path, slot: usize) -> Result<LauncherProcess, SandboxError> {
+    pub(in crate::sandbox) fn start(
+        kind: &LauncherKind,
+        slot: usize,
+    ) -> Result<LauncherProcess, SandboxError> {
         let fail = |source| SandboxError::Setup {
             action: format!(
                 "start the launcher of slot {slot} ({})",
-                executable.display()
+                kind.executable.display()
             ),
             source,
         };
         let mut live = LIVE.lock();
         let (ours, theirs) = channel::pair().map_err(|errno| fail(errno.into()))?;
         // No pre_exec, no uid, no groups: with any of these the standard library would fork.
-        let child = Command::new(executable)
+        let child = Command::new(&*kind.executable)
             .arg0(format!("boxwright-slot-{slot}"))
-            .arg(ARGUMENT)
+            .arg(kind.argument)
             .arg(slot.to_string())
             .arg(std::process::id().to_string())
             .env_clear()
@@ -102,12 +116,12 @@ impl LauncherProcess {
     }
 
     /// Its process id.
-    pub(super) fn pid(&self) -> u32 {
+    pub(in crate::sandbox) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// For one that does not answer any more.
-    pub(super) fn kill(&mut self) {
+    pub(in crate::sandbox) fn kill(&mut self) {
         let _ = self.child.kill();
     }
 

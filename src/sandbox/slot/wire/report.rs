@@ -9,6 +9,7 @@ pub(crate) const PATH_MAX: usize = 4096;
 
 const KIND_ENDED: u32 = 16;
 const KIND_SWEPT: u32 = 17;
+const KIND_SET_UP: u32 = 18;
 
 const FLAG_STOPPED: u32 = 1;
 
@@ -34,6 +35,18 @@ pub(crate) enum Step {
     Cwd,
     /// Standard input, output, error.
     Streams,
+    /// Showing the input root, and what lies over it.
+    Mount,
+    /// A fresh /proc.
+    Proc,
+    /// Making the input root the root.
+    Pivot,
+    /// Entering the slot's cgroups.
+    Cgroup,
+    /// The Landlock rules.
+    Landlock,
+    /// The filter of system calls.
+    Filter,
     /// `execve`: all paths were tried, none was there.
     NotFound,
     /// `execve`: the file is there, what it names as its interpreter is not.
@@ -45,7 +58,7 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 13] = [
+    const ALL: [Step; 19] = [
         Step::Request,
         Step::Clone,
         Step::Session,
@@ -55,6 +68,12 @@ impl Step {
         Step::DeathSignal,
         Step::Cwd,
         Step::Streams,
+        Step::Mount,
+        Step::Proc,
+        Step::Pivot,
+        Step::Cgroup,
+        Step::Landlock,
+        Step::Filter,
         Step::NotFound,
         Step::Interpreter,
         Step::Directory,
@@ -73,6 +92,8 @@ pub(crate) enum Report {
     Ended(Ended),
     /// No process of the user is left, or `errno` says why one may be.
     Swept { id: u64, errno: i32 },
+    /// The launcher is ready for commands, or why not, in words.
+    SetUp { id: u64, failure: String },
 }
 
 /// The end of a run.
@@ -118,18 +139,19 @@ pub(crate) struct WireUsage {
 
 impl Report {
     pub(crate) fn encode(&self) -> Vec<u8> {
+        let only = |id: u64| Ended {
+            id,
+            ..Ended::default()
+        };
         let (kind, ended, errno) = match self {
             Report::Ended(ended) => (KIND_ENDED, ended.clone(), 0),
-            Report::Swept { id, errno } => (
-                KIND_SWEPT,
-                Ended {
-                    id: *id,
-                    ..Ended::default()
-                },
-                *errno,
-            ),
+            Report::SetUp { id, .. } => (KIND_SET_UP, only(*id), 0),
+            Report::Swept { id, errno } => (KIND_SWEPT, only(*id), *errno),
         };
-        let path = ended.failure.as_ref().map_or(&[][..], |f| &f.path);
+        let path = match self {
+            Report::SetUp { failure, .. } => failure.as_bytes(),
+            _ => ended.failure.as_ref().map_or(&[][..], |f| &f.path),
+        };
         let path = &path[..path.len().min(PATH_MAX)];
         let mut out = Writer(Vec::with_capacity(REPORT_LEN + path.len()));
         out.u32(MAGIC);
@@ -195,6 +217,10 @@ impl Report {
         }
         match kind {
             KIND_SWEPT => Ok(Report::Swept { id, errno }),
+            KIND_SET_UP => Ok(Report::SetUp {
+                id,
+                failure: String::from_utf8_lossy(path).into_owned(),
+            }),
             KIND_ENDED => Ok(Report::Ended(Ended {
                 id,
                 status,

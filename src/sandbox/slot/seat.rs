@@ -1,8 +1,7 @@
 //! The daemon's side of a slot: its launcher, whether that is in the middle of something, and how it is replaced.
 
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::spawn_blocking;
 
 use super::channel;
-use super::launchers::LauncherProcess;
+use super::launchers::{LauncherKind, LauncherProcess};
 use super::orphans;
 use super::sys;
 use super::uids::SlotUser;
@@ -19,15 +18,15 @@ use crate::sandbox::SandboxError;
 
 /// A launcher that was told to kill has this long to report: its command's processes may have to finish what they do in the
 /// kernel.
-pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(60);
+pub(in crate::sandbox) const KILL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// One slot.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(in crate::sandbox) struct Seat {
     slot: usize,
-    executable: Arc<Path>,
+    kind: LauncherKind,
     /// Whom commands run as.
-    pub(super) user: Option<SlotUser>,
+    pub(in crate::sandbox) user: Option<SlotUser>,
     /// `None` after it was lost, until it is replaced.
     link: Option<Link>,
     /// What the launcher was asked last and has not answered.
@@ -35,6 +34,21 @@ pub(super) struct Seat {
     last_id: u64,
     /// Nothing runs as the user, but for what we started since.
     swept: bool,
+    /// What a launcher is told before its first command.
+    set_up: Option<Arc<SetUp>>,
+    /// This launcher was told.
+    is_set_up: bool,
+    /// The next command gets another launcher.
+    retired: bool,
+}
+
+/// What a launcher is told once.
+#[derive(Debug)]
+pub(in crate::sandbox) struct SetUp {
+    /// What its commands see, in a sealed memfd.
+    pub(in crate::sandbox) message: OwnedFd,
+    /// What goes with it.
+    pub(in crate::sandbox) fds: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -62,33 +76,47 @@ impl Link {
 
 impl Seat {
     /// Takes the launcher into the current runtime.
-    pub(super) fn new(
+    pub(in crate::sandbox) fn new(
         slot: usize,
-        executable: Arc<Path>,
+        kind: LauncherKind,
         user: Option<SlotUser>,
         process: LauncherProcess,
     ) -> Result<Seat, SandboxError> {
         Ok(Seat {
             slot,
-            executable,
+            kind,
             user,
             link: Some(Link::new(process)?),
             busy: None,
             last_id: 0,
             swept: false,
+            set_up: None,
+            is_set_up: false,
+            retired: false,
         })
     }
 
-    pub(super) fn slot(&self) -> usize {
+    /// What launchers are told from now on. One that was told something else is replaced before the next command.
+    pub(in crate::sandbox) fn set_up(&mut self, set_up: Arc<SetUp>) {
+        self.retired |= self.is_set_up;
+        self.set_up = Some(set_up);
+    }
+
+    /// The next command gets another launcher, as something about this one is suspicious.
+    pub(in crate::sandbox) fn retire(&mut self) {
+        self.retired = true;
+    }
+
+    pub(in crate::sandbox) fn slot(&self) -> usize {
         self.slot
     }
 
     /// The process id of the launcher, if there is one.
-    pub(super) fn launcher(&self) -> Option<u32> {
+    pub(in crate::sandbox) fn launcher(&self) -> Option<u32> {
         self.link.as_ref().map(|link| link.process.pid())
     }
 
-    pub(super) fn error(&self, problem: impl Into<String>) -> SandboxError {
+    pub(in crate::sandbox) fn error(&self, problem: impl Into<String>) -> SandboxError {
         SandboxError::Launcher {
             slot: self.slot,
             problem: problem.into(),
@@ -97,13 +125,14 @@ impl Seat {
 
     /// Makes the launcher ready for a command: waits for the end of one whose `run` was dropped, replaces a launcher
     /// that is lost.
-    pub(super) async fn ready(&mut self) -> Result<(), SandboxError> {
-        if self.busy.is_some() && self.report(Some(KILL_PATIENCE)).await.is_err() {
+    pub(in crate::sandbox) async fn ready(&mut self) -> Result<(), SandboxError> {
+        if self.busy.is_some() && self.report(Some(KILL_PATIENCE)).await.is_err() || self.retired {
             return self.lose().await;
         }
+        let told = self.set_up.is_none() || self.is_set_up;
         match &self.link {
             None => self.restore().await,
-            Some(_) if self.user.is_none() || self.swept => Ok(()),
+            Some(_) if told && (self.user.is_none() || self.swept) => Ok(()),
             // It may have died since it was started.
             Some(_) => match self.restore().await {
                 Ok(()) => Ok(()),
@@ -114,7 +143,7 @@ impl Seat {
 
     /// Sends a request by `send`, which gets the socket and the number to give it. Only a launcher that has died since
     /// its last command can refuse; it is replaced once.
-    pub(super) async fn ask(
+    pub(in crate::sandbox) async fn ask(
         &mut self,
         send: impl Fn(&OwnedFd, u64) -> Result<(), rustix::io::Errno>,
     ) -> Result<u64, SandboxError> {
@@ -141,12 +170,12 @@ impl Seat {
     }
 
     /// SIGTERM to what runs. If it cannot be sent, the launcher is dead, and the wait for its report says so.
-    pub(super) fn terminate(&self) {
+    pub(in crate::sandbox) fn terminate(&self) {
         self.order(|id| Request::Terminate { id });
     }
 
     /// SIGKILL to what runs.
-    pub(super) fn kill(&self) {
+    pub(in crate::sandbox) fn kill(&self) {
         self.order(|id| Request::Kill { id });
     }
 
@@ -158,7 +187,7 @@ impl Seat {
     }
 
     /// The answer to the last request. An error is the end of this launcher: see [`Seat::lose`].
-    pub(super) async fn report(
+    pub(in crate::sandbox) async fn report(
         &mut self,
         patience: Option<Duration>,
     ) -> Result<Report, SandboxError> {
@@ -186,7 +215,9 @@ impl Seat {
             };
             let report = received.map_err(|e| self.error(format!("failed: {e}")))?;
             let report = report.ok_or_else(|| self.error("died"))?;
-            let (Report::Ended(super::wire::Ended { id, .. }) | Report::Swept { id, .. }) = &report;
+            let (Report::Ended(super::wire::Ended { id, .. })
+            | Report::Swept { id, .. }
+            | Report::SetUp { id, .. }) = &report;
             if Some(*id) == self.busy {
                 return Ok(report);
             }
@@ -195,9 +226,11 @@ impl Seat {
     }
 
     /// Gives the launcher up: kills it and what it leaves behind, and starts another.
-    pub(super) async fn lose(&mut self) -> Result<(), SandboxError> {
+    pub(in crate::sandbox) async fn lose(&mut self) -> Result<(), SandboxError> {
         self.busy = None;
         self.swept = false;
+        self.is_set_up = false;
+        self.retired = false;
         if let Some(mut link) = self.link.take() {
             link.process.kill();
             // Waiting for a process that has just been killed.
@@ -209,8 +242,8 @@ impl Seat {
     /// Starts a launcher if there is none, and makes sure that nothing runs in the slot.
     async fn restore(&mut self) -> Result<(), SandboxError> {
         if self.link.is_none() {
-            let (executable, slot) = (self.executable.clone(), self.slot);
-            let process = spawn_blocking(move || LauncherProcess::start(&executable, slot)).await;
+            let (kind, slot) = (self.kind.clone(), self.slot);
+            let process = spawn_blocking(move || LauncherProcess::start(&kind, slot)).await;
             let process = process.map_err(|e| self.error(format!("cannot be started: {e}")))??;
             self.link = Some(Link::new(process)?);
         }
@@ -227,10 +260,11 @@ impl Seat {
                         source: std::io::Error::from_raw_os_error(errno),
                     });
                 }
-                Ok(Report::Ended(_)) => return Err(self.error("answered what it was not asked")),
+                Ok(_) => return Err(self.error("answered what it was not asked")),
                 Err(error) => return Err(error),
             }
         }
+        self.tell().await?;
         if !self.swept {
             let uid = self.user.map(|user| user.uid);
             let ended = spawn_blocking(move || orphans::end(uid)).await;
@@ -244,6 +278,28 @@ impl Seat {
             self.swept = true;
         }
         Ok(())
+    }
+}
+
+impl Seat {
+    /// Tells the launcher what its commands see.
+    async fn tell(&mut self) -> Result<(), SandboxError> {
+        let Some(set_up) = self.set_up.clone().filter(|_| !self.is_set_up) else {
+            return Ok(());
+        };
+        let mut fds = vec![set_up.message.as_fd()];
+        fds.extend(set_up.fds.iter().map(AsFd::as_fd));
+        let message = |id| Request::SetUp { id }.encode();
+        self.try_ask(|socket, id| channel::send(socket, &[IoSlice::new(&message(id))], &fds))
+            .map_err(|errno| self.error(format!("takes no request: {errno}")))?;
+        match self.report(Some(KILL_PATIENCE)).await? {
+            Report::SetUp { failure, .. } if failure.is_empty() => {
+                self.is_set_up = true;
+                Ok(())
+            }
+            Report::SetUp { failure, .. } => Err(SandboxError::Isolate { problem: failure }),
+            _ => Err(self.error("answered what it was not asked")),
+        }
     }
 }
 

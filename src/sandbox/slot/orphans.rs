@@ -1,12 +1,13 @@
 //! What a killed launcher leaves behind becomes the daemon's: it is killed and waited for here.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::{Pid, getpid, getsid};
+use nix::unistd::{Pid, getpgrp, getpid, getsid};
 
-use super::kill::strike;
 use super::launchers::LIVE;
 use super::processes::{Process, descendants, list, user_of};
 
@@ -17,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// nobody can enter one from outside.
 ///
 /// `ETIMEDOUT` if some do not die.
-pub(super) fn end(uid: Option<u32>) -> Result<(), Errno> {
+pub(in crate::sandbox) fn end(uid: Option<u32>) -> Result<(), Errno> {
     let launchers = LIVE.lock();
     let own = getpid();
     let own_session = getsid(None)?.as_raw();
@@ -52,5 +53,34 @@ pub(super) fn end(uid: Option<u32>) -> Result<(), Errno> {
             return Err(Errno::ETIMEDOUT);
         }
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Stops a whole tree, as `scan` finds it, then kills it. A stopped process cannot fork, and it still takes a place in
+/// the table that limits a bomb.
+pub(in crate::sandbox) fn strike(scan: impl Fn() -> Vec<Process>) {
+    let mut stopped = HashSet::new();
+    let mut groups = HashSet::new();
+    for _ in 0..100 {
+        let before = stopped.len();
+        for process in scan() {
+            if stopped.insert(process.pid) {
+                let _ = kill(Pid::from_raw(process.pid), Signal::SIGSTOP);
+            }
+            groups.insert(process.group);
+        }
+        if stopped.len() == before {
+            break;
+        }
+    }
+    // A group lies within one session, and the command began one of its own: no stranger is in these groups.
+    let own_group = getpgrp().as_raw();
+    for group in groups {
+        if group > 1 && group != own_group {
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+    }
+    for pid in stopped {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 }

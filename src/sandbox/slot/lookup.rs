@@ -7,11 +7,11 @@ use super::wire::{Failure, Step};
 use crate::sandbox::{CommandSpec, End, SandboxError};
 
 /// What a command without `PATH` gets.
-pub(super) const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+pub(in crate::sandbox) const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// The paths to execute, in turn: the program itself if it has a slash, else one for each entry of `PATH`. An empty
 /// entry is the working directory, as POSIX has it. Nothing for an empty name.
-pub(super) fn candidates(program: &CStr, env: &[&CStr]) -> Vec<CString> {
+pub(in crate::sandbox) fn candidates(program: &CStr, env: &[&CStr]) -> Vec<CString> {
     let name = program.to_bytes();
     if name.contains(&b'/') {
         return vec![program.to_owned()];
@@ -32,7 +32,7 @@ pub(super) fn candidates(program: &CStr, env: &[&CStr]) -> Vec<CString> {
 }
 
 /// What a failed start means: the command's own fault (an [`End::NotStarted`]) or ours.
-pub(super) fn judge(
+pub(in crate::sandbox) fn judge(
     failure: &Failure,
     spec: &CommandSpec,
     user: Option<u32>,
@@ -118,6 +118,19 @@ pub(super) fn judge(
         Step::Limit => setup("set the resource limits".into()),
         Step::DeathSignal => setup("tie the command's life to its launcher".into()),
         Step::Streams => setup("hand over the standard streams".into()),
+        Step::Mount => match errno {
+            // What lies in the root is the action's own.
+            libc::ELOOP | libc::ENOTDIR => not_started(
+                126,
+                format!("{tried} in the input root must be a directory, and is not"),
+            ),
+            _ => setup(format!("show {tried} in the sandbox")),
+        },
+        Step::Proc => setup("mount /proc in the sandbox".into()),
+        Step::Pivot => setup("make the input root the root".into()),
+        Step::Cgroup => setup("enter the slot's cgroups".into()),
+        Step::Landlock => setup("apply the Landlock rules".into()),
+        Step::Filter => setup("install the filter of system calls".into()),
         Step::Request => Err(SandboxError::Launcher {
             slot,
             problem: format!("refused the request: {}", reason(errno)),
@@ -153,7 +166,7 @@ fn path_of(spec: &CommandSpec) -> Option<&OsStr> {
 }
 
 /// For `E2BIG`, from the kernel or from ourselves.
-pub(super) fn too_long(spec: &CommandSpec) -> String {
+pub(in crate::sandbox) fn too_long(spec: &CommandSpec) -> String {
     let argv: usize = spec.argv.iter().map(|arg| arg.len() + 1).sum();
     let env: usize = spec.env.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
     format!(

@@ -6,17 +6,17 @@ use std::fs;
 
 /// One process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Process {
-    pub(super) pid: i32,
-    pub(super) parent: i32,
-    pub(super) group: i32,
-    pub(super) session: i32,
+pub(in crate::sandbox) struct Process {
+    pub(in crate::sandbox) pid: i32,
+    pub(in crate::sandbox) parent: i32,
+    pub(in crate::sandbox) group: i32,
+    pub(in crate::sandbox) session: i32,
     /// Dead, but not yet waited for.
-    pub(super) zombie: bool,
+    pub(in crate::sandbox) zombie: bool,
 }
 
 /// All processes that /proc shows. One that begins or ends meanwhile may be missing.
-pub(super) fn list() -> Vec<Process> {
+pub(in crate::sandbox) fn list() -> Vec<Process> {
     pids()
         .filter_map(|pid| parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?))
         .collect()
@@ -51,7 +51,7 @@ fn parse_stat(stat: &[u8]) -> Option<Process> {
 }
 
 /// The living descendants of a process, itself not among them.
-pub(super) fn descendants(of: i32) -> Vec<Process> {
+pub(in crate::sandbox) fn descendants(of: i32) -> Vec<Process> {
     below(&list(), of)
 }
 
@@ -78,12 +78,12 @@ fn below(all: &[Process], of: i32) -> Vec<Process> {
 }
 
 /// Whether a process with this real user id is alive.
-pub(super) fn user_has_any(uid: u32) -> bool {
+pub(in crate::sandbox) fn user_has_any(uid: u32) -> bool {
     pids().any(|pid| user_of(pid) == Some((uid, false)))
 }
 
 /// The real user id of a process, and whether it is a zombie.
-pub(super) fn user_of(pid: i32) -> Option<(u32, bool)> {
+pub(in crate::sandbox) fn user_of(pid: i32) -> Option<(u32, bool)> {
     let status = fs::read(format!("/proc/{pid}/status")).ok()?;
     let mut user = None;
     let mut zombie = false;

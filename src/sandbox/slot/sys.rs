@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 use super::wire::WireUsage;
 
 /// Watches a descriptor for something to read.
-pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(in crate::sandbox) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` keeps its descriptor open, and the same, until it is dropped with the `AsyncFd`;
     // nobody takes it out by a mutable reference.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
@@ -21,7 +21,7 @@ pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 
 /// Gives every signal its default effect. What is ignored stays ignored across `execve`: the Rust runtime ignores SIGPIPE,
 /// and whoever started the daemon may have ignored more.
-pub(super) fn default_signals() {
+pub(in crate::sandbox) fn default_signals() {
     // The kernel's sigaction, all zero, is SIG_DFL; the C library refuses to touch its own two signals.
     let default = [0u64; 4];
     for signal in 1..=64 {
@@ -39,7 +39,7 @@ pub(super) fn default_signals() {
 }
 
 /// Closes every descriptor from `first` on. Only for a process that has not yet opened any of its own there.
-pub(super) fn close_from(first: u32) -> io::Result<()> {
+pub(in crate::sandbox) fn close_from(first: u32) -> io::Result<()> {
     // SAFETY: called once, first thing in a launcher, when nothing in this process owns a descriptor from `first` on.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     if result < 0 {
@@ -49,14 +49,14 @@ pub(super) fn close_from(first: u32) -> io::Result<()> {
 }
 
 /// No ADDR_NO_RANDOMIZE and the like from whoever started the daemon.
-pub(super) fn default_personality() {
+pub(in crate::sandbox) fn default_personality() {
     // SAFETY: changes flags of this process only; its own memory is laid out already.
     unsafe { libc::personality(0) };
 }
 
 /// What `wait4` found.
 #[derive(Debug)]
-pub(super) enum Reaped {
+pub(in crate::sandbox) enum Reaped {
     /// This child has ended.
     Child {
         pid: c_int,
@@ -70,7 +70,7 @@ pub(super) enum Reaped {
 }
 
 /// Takes one ended child off the list; does not wait.
-pub(super) fn reap() -> Reaped {
+pub(in crate::sandbox) fn reap() -> Reaped {
     loop {
         let mut status = 0;
         // SAFETY: rusage is plain data, for which zero is a value, and the pointers are valid.
@@ -93,7 +93,7 @@ pub(super) fn reap() -> Reaped {
     }
 }
 
-fn from_rusage(usage: &libc::rusage) -> WireUsage {
+pub(in crate::sandbox) fn from_rusage(usage: &libc::rusage) -> WireUsage {
     // All of these count up from zero.
     let micros = |time: libc::timeval| (time.tv_sec as u64) * 1_000_000 + time.tv_usec as u64;
     WireUsage {

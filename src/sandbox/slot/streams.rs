@@ -27,14 +27,14 @@ const WRITE_SIZE: usize = 256 * 1024;
 
 /// The end of a stream.
 #[derive(Debug)]
-pub(super) struct Stream {
-    pub(super) captured: Captured,
+pub(in crate::sandbox) struct Stream {
+    pub(in crate::sandbox) captured: Captured,
     /// Bytes beyond the cap.
-    pub(super) dropped: u64,
+    pub(in crate::sandbox) dropped: u64,
 }
 
 /// Reads a pipe until its end, or until `over` and nothing more is in it.
-pub(super) async fn capture(
+pub(in crate::sandbox) async fn capture(
     pipe: OwnedFd,
     spec: StreamSpec,
     over: &CancellationToken,
