@@ -1,6 +1,7 @@
 //! One command, isolated. This room knows nothing of REAPI: it gets a [`CommandSpec`], and gives
 //! an [`Outcome`] once the last process of the command is dead.
 
+pub mod linux;
 pub mod outcome;
 pub mod process;
 pub mod spec;

@@ -1,0 +1,3 @@
+//! The full sandbox of Linux.
+
+pub mod profile;
