@@ -15,8 +15,8 @@ use crate::config::units::rough_size;
 use crate::config::{HostConfig, InputStrategy, Quota, SandboxLevel, Settings, print};
 use crate::inputs::staged::Staged;
 use crate::outputs::OutputLimits;
-use crate::sandbox::process::{Launchers, ProcessSandbox};
-use crate::sandbox::{Limits, Sandbox};
+use crate::sandbox::process::ProcessSandbox;
+use crate::sandbox::{Launchers, Level, Limits, Sandbox};
 use crate::scheduler::{Lease, Scheduler};
 use crate::tree::{TreeLimits, TreeStore};
 use crate::worker::{self, Progress, RunAction, Stop, Worker, WorkerEnd};
@@ -47,7 +47,7 @@ pub(super) fn answer<C>(
 /// Starts the launchers; before any thread exists.
 pub(super) fn launchers(host: &HostConfig) -> Result<Launchers, Failure> {
     let SandboxLevel::Process = host.sandbox;
-    Launchers::start(host.slots).map_err(|e| Failure::new(Exit::Software, e))
+    Launchers::start(Level::Process, host.slots).map_err(|e| Failure::new(Exit::Software, e))
 }
 
 /// The threads of a daemon: few, for they mostly wait, and with small stacks.

@@ -14,7 +14,7 @@ use crate::action::LiveOutput;
 use crate::cas::LocalStore;
 use crate::config::{HostConfig, StandaloneConfig};
 use crate::observe;
-use crate::sandbox::process::Launchers;
+use crate::sandbox::Launchers;
 use crate::scheduler::embedded::{ActionCache, Embedded, EmbeddedConfig};
 use crate::serve::{Listen, ServeError, Server, ServerConfig};
 use crate::worker::{Stop, WorkerEnd};

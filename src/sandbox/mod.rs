@@ -1,12 +1,16 @@
 //! One command, isolated. This room knows nothing of REAPI: it gets a [`CommandSpec`], and gives
 //! an [`Outcome`] once the last process of the command is dead.
 
+pub mod linux;
 pub mod outcome;
 pub mod process;
+mod slot;
 pub mod spec;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
+
+pub use slot::{Launchers, UidRange};
 
 pub use outcome::{Captured, End, Io, Outcome, SpillFile, Usage, UsageSource};
 pub use spec::{CommandSpec, DEFAULT_PROFILE, Identity, Limits, RootShape, StreamSpec, View};
@@ -31,6 +35,33 @@ impl Level {
             Level::Full => "full",
         }
     }
+
+    /// The level of this name.
+    pub fn named(name: &str) -> Option<Level> {
+        [Level::Full, Level::Process]
+            .into_iter()
+            .find(|level| level.name() == name)
+    }
+
+    /// The hidden first argument of a launcher.
+    fn launcher_argument(self) -> &'static str {
+        match self {
+            Level::Process => "sandbox-launcher",
+            Level::Full => "sandbox-slot",
+        }
+    }
+}
+
+/// Becomes a launcher, and never returns, if `argv[1]` asks for one: to be called first thing in `main`. Launchers are our
+/// own executable, started by a daemon.
+pub fn launcher_main() {
+    let argument = std::env::args_os().nth(1).unwrap_or_default();
+    if argument == Level::Process.launcher_argument() {
+        process::launcher_main();
+    }
+    if argument == Level::Full.launcher_argument() {
+        linux::launcher_main();
+    }
 }
 
 /// The sandbox itself failed: nothing is known of the command, and the fault is not its own.
@@ -44,6 +75,12 @@ pub enum SandboxError {
         /// What the system said.
         #[source]
         source: std::io::Error,
+    },
+    /// This host does not give what the level needs; the text says what was tried and what to do.
+    #[error("sandbox: {problem}")]
+    Isolate {
+        /// What was tried, what the system said, what to do.
+        problem: String,
     },
     /// The launcher died or spoke nonsense.
     #[error("sandbox: the launcher of slot {slot} {problem}")]

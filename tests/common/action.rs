@@ -10,7 +10,7 @@ use boxwright::cas::{Cas, LocalStore, StoreConfig};
 use boxwright::inputs::staged::Staged;
 use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
-use boxwright::sandbox::process::{Launchers, ProcessSandbox};
+use boxwright::sandbox::{Launchers, Level, process::ProcessSandbox};
 use boxwright::scheduler::Lease;
 use boxwright::tree::TreeStore;
 use prost::Message;
@@ -55,7 +55,8 @@ impl Bench {
         })
         .unwrap();
         let cas = Cas::new(store.clone(), None);
-        let launchers = Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), 1).unwrap();
+        let launchers =
+            Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), Level::Process, 1).unwrap();
         let mut settings = settings(store.scratch().to_owned());
         change(&mut settings);
         let runner = Runner::new(RunnerParts {

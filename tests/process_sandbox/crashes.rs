@@ -267,9 +267,10 @@ async fn a_root_daemon_has_no_slot_for_uid_0() {
         println!("SKIPPED: not root");
         return;
     }
-    use boxwright::sandbox::process::{Launchers, ProcessSandbox};
+    use boxwright::sandbox::{Launchers, Level, process::ProcessSandbox};
     for first_uid in [0, u32::MAX, u32::MAX - 1] {
-        let launchers = Launchers::start_from(super::bed::launcher_executable(), 2).unwrap();
+        let launchers =
+            Launchers::start_from(super::bed::launcher_executable(), Level::Process, 2).unwrap();
         let error = ProcessSandbox::new(launchers, first_uid).unwrap_err();
         assert!(error.to_string().contains("not a range"), "{error}");
     }

@@ -85,7 +85,7 @@ async fn a_stranger_that_keeps_the_output_open_does_not_hold_the_worker_up() {
     spec.stdout.live = Some(send);
     let (outcome, stranger) = tokio::join!(bed.run(spec), async {
         let piece = receive.recv().await.unwrap();
-        let pid = std::str::from_utf8(&piece).unwrap().trim();
+        let pid = bed.outside(std::str::from_utf8(&piece).unwrap().trim());
         let stranger = std::fs::File::options()
             .write(true)
             .open(format!("/proc/{pid}/fd/1"))
