@@ -1,6 +1,7 @@
 //! One command, isolated. This room knows nothing of REAPI: it gets a [`CommandSpec`], and gives
 //! an [`Outcome`] once the last process of the command is dead.
 
+mod levels;
 pub mod outcome;
 pub mod process;
 pub mod spec;
@@ -8,6 +9,7 @@ pub mod spec;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+pub use levels::{Named, NoSandbox, Sandboxes};
 pub use outcome::{Captured, End, Io, Outcome, SpillFile, Usage, UsageSource};
 pub use spec::{CommandSpec, DEFAULT_PROFILE, Identity, Limits, RootShape, StreamSpec, View};
 
@@ -24,6 +26,14 @@ pub enum Level {
 }
 
 impl Level {
+    /// Every level, the strongest first.
+    pub const ALL: [Level; 2] = [Level::Full, Level::Process];
+
+    /// The level of this name.
+    pub fn named(name: &str) -> Option<Level> {
+        Level::ALL.into_iter().find(|level| level.name() == name)
+    }
+
     /// The name in logs, configuration and worker properties.
     pub fn name(self) -> &'static str {
         match self {
