@@ -323,10 +323,7 @@ async fn parts_of_the_input_root_stay_read_only_or_the_action_is_refused() {
         settings.ignored_properties.push("SubtreeReadOnly".into());
     });
     let root = ignores.tree(&["a"], &says);
-    assert_eq!(
-        ignores.seen(root, &[]).await.view.read_only,
-        [PathBuf::new(); 0]
-    );
+    assert!(ignores.seen(root, &[]).await.view.read_only.is_empty());
 }
 
 #[tokio::test]
@@ -393,7 +390,7 @@ async fn the_result_says_how_the_action_was_isolated() {
     let metadata = result.execution_metadata.unwrap().auxiliary_metadata;
     let told = metadata
         .iter()
-        .find_map(|any| boxwright::reapi::any::unpack::<prost_types::Struct>(any))
+        .find_map(boxwright::reapi::any::unpack::<prost_types::Struct>)
         .unwrap()
         .unwrap();
     let Some(prost_types::value::Kind::StringValue(level)) = &told.fields["sandbox"].kind else {
