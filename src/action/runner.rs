@@ -8,16 +8,18 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::ending::{out_of_memory, timed_out};
+use super::isolation::isolation;
 use super::publish::{self, Stream};
 use super::resolve::{self, Resolved};
 use super::{Ending, Finished, LiveOutput, Settings};
 use crate::cas::Cas;
+use crate::config::Owner;
 use crate::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
 use crate::observe::{self, ActionRecord};
 use crate::outputs::{self, CollectRequest, Collected, OutputError};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction, time};
-use crate::sandbox::{CommandSpec, End, Outcome, Sandbox, StreamSpec};
+use crate::sandbox::{CommandSpec, End, Outcome, Sandbox, Sandboxes, StreamSpec};
 use crate::scheduler::Lease;
 use crate::tree::TreeStore;
 
@@ -32,8 +34,8 @@ pub struct RunnerParts {
     pub trees: Arc<TreeStore>,
     /// How input roots are made visible.
     pub inputs: Arc<dyn InputRoots>,
-    /// What runs commands.
-    pub sandbox: Arc<dyn Sandbox>,
+    /// What runs commands, by level.
+    pub sandboxes: Sandboxes,
     /// The operator's decisions.
     pub settings: Settings,
     /// The worker's name in results.
@@ -112,8 +114,11 @@ impl Runner {
     async fn phases(&self, journey: &mut Journey<'_>) -> Result<Finished, Ending> {
         let cancel = journey.cancel;
         let resolved = or_cancelled(cancel, self.resolve(journey)).await?;
-        let staged = or_cancelled(cancel, self.stage(journey, &resolved)).await?;
-        let finished = match self.execute(journey, &resolved, staged.as_ref()).await {
+        let sandbox = self.pick(journey, &resolved)?;
+        let owner = sandbox.owner(journey.slot);
+        let staged = or_cancelled(cancel, self.stage(journey, &resolved, owner)).await?;
+        let executed = self.execute(journey, &resolved, staged.as_ref(), sandbox.as_ref());
+        let finished = match executed.await {
             Ok(outcome) => {
                 self.publish(journey, &resolved, staged.as_ref(), outcome)
                     .await
@@ -133,7 +138,7 @@ impl Runner {
             &parts.cas,
             &parts.trees,
             &parts.settings,
-            parts.sandbox.level(),
+            &parts.sandboxes.levels(),
         )
         .await?;
         journey.record.digest = Some(resolved.digest);
@@ -141,10 +146,28 @@ impl Runner {
         Ok(resolved)
     }
 
+    /// The best sandbox that the action may use.
+    fn pick(
+        &self,
+        journey: &mut Journey<'_>,
+        resolved: &Resolved,
+    ) -> Result<Arc<dyn Sandbox>, Ending> {
+        let sandbox = self.parts.sandboxes.pick(&resolved.demand.levels);
+        let sandbox = sandbox.map_err(|e| Ending::Unsupported(e.to_string()))?;
+        if let Some(limit) = sandbox.unenforced(&resolved.demand.limits_asked).first() {
+            return Err(Ending::Unsupported(format!(
+                "the action asks for a limit that this host cannot keep: {limit}"
+            )));
+        }
+        journey.record.sandbox = Some(sandbox.level());
+        Ok(sandbox.clone())
+    }
+
     async fn stage(
         &self,
         journey: &mut Journey<'_>,
         resolved: &Resolved,
+        owner: Option<Owner>,
     ) -> Result<Box<dyn StagedRoot>, Ending> {
         (journey.progress)(journey.metadata.clone());
         // The slot's user owned the last root too: it must be gone before this user comes back.
@@ -155,7 +178,7 @@ impl Runner {
             name: format!("{}-{}", journey.slot, uuid::Uuid::new_v4().simple()),
             tree: resolved.tree.clone(),
             directories: resolved.command.directories.clone(),
-            owner: self.parts.sandbox.owner(journey.slot),
+            owner,
             hold,
         };
         let staged = self
@@ -176,6 +199,7 @@ impl Runner {
         journey: &mut Journey<'_>,
         resolved: &Resolved,
         staged: &dyn StagedRoot,
+        sandbox: &dyn Sandbox,
     ) -> Result<Outcome, Ending> {
         journey.metadata.execution_start_timestamp = Some(time::now());
         (journey.progress)(journey.metadata.clone());
@@ -196,14 +220,12 @@ impl Runner {
             cwd: (&resolved.command.working_directory).into(),
             timeout: resolved.timeout.map(|(length, _)| length),
             grace: settings.grace,
-            limits: settings.limits.clone(),
-            view: Default::default(),
+            limits: resolved.demand.limits.clone(),
+            view: resolved.demand.view.clone(),
             stdout: stream(&journey.lease.stdout_stream),
             stderr: stream(&journey.lease.stderr_stream),
         };
-        let outcome = self
-            .parts
-            .sandbox
+        let outcome = sandbox
             .run(journey.slot, spec, journey.cancel.clone())
             .await
             .map_err(|e| Ending::Infrastructure(e.to_string()))?;
@@ -288,6 +310,8 @@ impl Runner {
         let now = Some(time::now());
         metadata.output_upload_completed_timestamp = now;
         metadata.worker_completed_timestamp = now;
+        let isolation = isolation(journey.record.sandbox, &resolved.demand.view);
+        metadata.auxiliary_metadata.push(isolation);
         let result = re::ActionResult {
             exit_code,
             stdout_raw: stdout.raw,
@@ -416,7 +440,9 @@ fn from_inputs(error: InputError) -> Ending {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::Strategies;
     use super::*;
+    use crate::sandbox::Level;
     use std::time::Duration;
 
     pub(in crate::action) fn settings() -> Settings {
@@ -428,7 +454,7 @@ pub(super) mod tests {
             grace: Duration::from_secs(1),
             keep_output: 1 << 20,
             inline_output: 1024,
-            limits: Default::default(),
+            strategies: Strategies::at(&[Level::Process]),
             platform: Vec::new(),
             ignored_properties: Vec::new(),
             scratch: std::env::temp_dir(),

@@ -9,14 +9,14 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure, of_disk};
-use crate::action::{self, Finished, LiveOutput, Runner, RunnerParts};
+use super::sandboxes::Prepared;
+use crate::action::{self, Finished, LiveOutput, Runner, RunnerParts, Strategies, Strategy};
 use crate::cas::{BlobSource, Cas, LocalStore, StoreConfig};
 use crate::config::units::rough_size;
-use crate::config::{HostConfig, InputStrategy, Quota, SandboxLevel, Settings, print};
+use crate::config::{HostConfig, InputStrategy, Quota, Settings, StrategyConfig, print};
 use crate::inputs::staged::Staged;
 use crate::outputs::OutputLimits;
-use crate::sandbox::process::ProcessSandbox;
-use crate::sandbox::{Launchers, Level, Limits, Sandbox};
+use crate::sandbox::{Level, Limits, Named, Sandboxes};
 use crate::scheduler::{Lease, Scheduler};
 use crate::tree::{TreeLimits, TreeStore};
 use crate::worker::{self, Progress, RunAction, Stop, Worker, WorkerEnd};
@@ -42,12 +42,6 @@ pub(super) fn answer<C>(
         println!("the configuration is good");
     }
     Ok((!source.check_config && !source.print_config).then_some(config))
-}
-
-/// Starts the launchers; before any thread exists.
-pub(super) fn launchers(host: &HostConfig) -> Result<Launchers, Failure> {
-    let SandboxLevel::Process = host.sandbox;
-    Launchers::start(Level::Process, host.slots).map_err(|e| Failure::new(Exit::Software, e))
 }
 
 /// The threads of a daemon: few, for they mostly wait, and with small stacks.
@@ -108,31 +102,34 @@ pub(super) struct Engine {
     runner: Arc<Runner>,
     store: Arc<LocalStore>,
     slots: usize,
+    levels: Vec<Level>,
 }
 
 impl Engine {
     /// Puts the parts together; within a runtime. What is not local comes from `source`.
-    pub(super) fn new(
+    pub(super) async fn new(
         host: &HostConfig,
         store: Arc<LocalStore>,
-        launchers: Launchers,
+        prepared: Prepared,
         source: Option<Arc<dyn BlobSource>>,
         live: Option<Arc<dyn LiveOutput>>,
     ) -> Result<Self, Failure> {
         let broken = |e: &dyn std::fmt::Display| Failure::new(Exit::Software, e);
-        let sandbox = ProcessSandbox::new(launchers, host.first_uid).map_err(|e| broken(&e))?;
+        let sandboxes = prepared.join(host, &host.state_dir.join(INPUTS)).await?;
+        let levels = sandboxes.levels();
         let cas = Cas::new(store.clone(), source);
         let inputs = match host.inputs {
             InputStrategy::Staged => Staged::new(cas.clone(), host.state_dir.join(INPUTS)),
         };
         let inputs = inputs.map_err(|e| broken(&e))?;
-        log(host, &store, &sandbox);
+        log(host, &store, &sandboxes);
+        let settings = settings(host, &store)?;
         let runner = Runner::new(RunnerParts {
             cas,
             trees: Arc::new(TreeStore::new(TREES)),
             inputs: Arc::new(inputs),
-            sandbox: Arc::new(sandbox),
-            settings: settings(host, &store),
+            sandboxes,
+            settings,
             worker_name: host.name.clone(),
             live,
             slots: host.slots,
@@ -141,7 +138,13 @@ impl Engine {
             runner: Arc::new(runner),
             store,
             slots: host.slots,
+            levels,
         })
+    }
+
+    /// The sandbox levels that it has, the strongest first.
+    pub(super) fn levels(&self) -> &[Level] {
+        &self.levels
     }
 
     /// Works for the scheduler until somebody stops it.
@@ -183,9 +186,11 @@ impl RunAction for Slots {
     }
 }
 
-fn settings(host: &HostConfig, store: &LocalStore) -> action::Settings {
+fn settings(host: &HostConfig, store: &LocalStore) -> Result<action::Settings, Failure> {
     let limits = &host.limits;
-    action::Settings {
+    let size = HostSize::of(&host.state_dir)?;
+    let strategy = |config: &StrategyConfig| strategy(config, host, &size);
+    Ok(action::Settings {
         tree_limits: TreeLimits {
             nodes: limits.input_nodes,
             bytes: limits.input_bytes,
@@ -202,20 +207,68 @@ fn settings(host: &HostConfig, store: &LocalStore) -> action::Settings {
         keep_output: limits.keep_output,
         // At most 1 MiB, as validated.
         inline_output: limits.inline_output as usize,
-        limits: Limits {
-            open_files: limits.open_files,
-            file_size: limits.file_size,
-            processes: limits.processes,
-            ..Limits::default()
+        strategies: Strategies {
+            declared: host.strategies.iter().map(strategy).collect(),
+            base: strategy(&host.base),
+            required: host.require_platform,
         },
         platform: host.platform.clone(),
         ignored_properties: host.ignored_properties.clone(),
         scratch: store.scratch().to_owned(),
+    })
+}
+
+/// What shares are shares of.
+struct HostSize {
+    memory: u64,
+    disk: u64,
+}
+
+impl HostSize {
+    fn of(dir: &Path) -> Result<Self, Failure> {
+        let memory = rustix::system::sysinfo();
+        let disk = rustix::fs::statvfs(dir).map_err(|e| {
+            let text = format!(
+                "cannot ask for the size of {}'s file system: {e}",
+                dir.display()
+            );
+            Failure::new(of_disk(&e.into()), text)
+        })?;
+        Ok(HostSize {
+            memory: (memory.totalram as u64).saturating_mul(memory.mem_unit.into()),
+            disk: disk.f_blocks.saturating_mul(disk.f_frsize),
+        })
+    }
+}
+
+fn strategy(config: &StrategyConfig, host: &HostConfig, size: &HostSize) -> Strategy {
+    Strategy {
+        matches: config.matches.clone(),
+        levels: config.levels.clone(),
+        root: config.root,
+        network: config.network,
+        profile: config.profile.as_str().into(),
+        profiles: config
+            .profiles
+            .iter()
+            .map(|name| name.as_str().into())
+            .collect(),
+        limits: Limits {
+            open_files: host.limits.open_files,
+            file_size: host.limits.file_size,
+            processes: host.limits.processes,
+            memory: Some(config.memory.of(size.memory)),
+            cpu_milli: config.cpu_milli,
+            pids: Some(config.pids),
+            disk_bytes: Some(config.disk.of(size.disk)),
+            disk_nodes: Some(config.disk_nodes),
+        },
+        timeout: config.timeout,
     }
 }
 
 /// Says in plain words what this daemon is and does.
-fn log(host: &HostConfig, store: &LocalStore, sandbox: &dyn Sandbox) {
+fn log(host: &HostConfig, store: &LocalStore, sandboxes: &Sandboxes) {
     let pairs: Vec<String> = host
         .platform
         .iter()
@@ -228,19 +281,21 @@ fn log(host: &HostConfig, store: &LocalStore, sandbox: &dyn Sandbox) {
         host.slots,
         pairs.join(" ")
     );
-    let users = match sandbox.owner(0) {
-        Some(first) => format!(
-            "as users {} to {}",
-            first.uid,
-            u64::from(first.uid) + host.slots as u64 - 1
-        ),
-        None => "as the daemon's own user, whose files they can read and change".to_owned(),
-    };
-    tracing::info!(
-        "sandbox level {}: actions run {users}; it does NOT hide the host's files, network and processes from them: \
-         run only actions of people who may use this host",
-        sandbox.level().name()
-    );
+    tracing::info!("actions run at {}", Named(&sandboxes.levels()));
+    if let Some(sandbox) = &sandboxes.process {
+        let users = match sandbox.owner(0) {
+            Some(first) => format!(
+                "as users {} to {}",
+                first.uid,
+                u64::from(first.uid) + host.slots as u64 - 1
+            ),
+            None => "as the daemon's own user, whose files they can read and change".to_owned(),
+        };
+        tracing::info!(
+            "sandbox level process: actions run {users}; it does NOT hide the host's files, network and processes from \
+             them: run only actions of people who may use this host"
+        );
+    }
     let usage = store.usage();
     tracing::info!(
         "inputs are staged as links, clones or copies below {}; the local CAS holds {} blobs, {}",

@@ -9,6 +9,7 @@ mod memory;
 mod progress;
 mod remote;
 mod run;
+mod sandboxes;
 mod settings;
 mod standalone;
 mod value;

@@ -7,11 +7,13 @@ use clap::Args;
 use super::Done;
 use super::daemon::{self, Engine};
 use super::exit::{Exit, Failure};
+use super::sandboxes;
 use super::settings::{Source, WorkerFlags};
 use crate::action::LiveOutput;
 use crate::cas::{BlobSource, RemoteCas, RemoteConfig};
 use crate::config::WorkerConfig;
 use crate::observe;
+use crate::sandbox::Level;
 use crate::scheduler::rwapi::{LogStreams, Rwapi, RwapiConfig};
 
 /// Take actions from a scheduler (Remote Workers API), run them, return their outputs
@@ -45,7 +47,7 @@ impl WorkerCommand {
             return Ok(std::process::ExitCode::SUCCESS);
         };
         observe::init(&config.host.log).map_err(|e| Failure::new(Exit::Config, e))?;
-        let launchers = daemon::launchers(&config.host)?;
+        let prepared = sandboxes::prepare(&config.host)?;
         daemon::runtime()?.block_on(async {
             let stop = daemon::stops()?;
             daemon::survive_hangup()?;
@@ -56,8 +58,8 @@ impl WorkerCommand {
                 Some(endpoint) => Some(Arc::new(LogStreams::new(endpoint)?)),
                 None => None,
             };
-            let engine = Engine::new(&config.host, store, launchers, Some(cas), live)?;
-            let scheduler = Rwapi::new(rwapi(&config))?;
+            let engine = Engine::new(&config.host, store, prepared, Some(cas), live).await?;
+            let scheduler = Rwapi::new(rwapi(&config, engine.levels()))?;
             tracing::info!(
                 "scheduler {}, CAS {}, instance {:?}, bot id {}",
                 config.bots,
@@ -96,13 +98,15 @@ fn remote(config: &WorkerConfig) -> RemoteConfig {
     }
 }
 
-fn rwapi(config: &WorkerConfig) -> RwapiConfig {
+fn rwapi(config: &WorkerConfig, levels: &[Level]) -> RwapiConfig {
+    let levels: Vec<&str> = levels.iter().map(|level| level.name()).collect();
+    let levels = levels.join(",");
     RwapiConfig {
         instance: config.instance.clone(),
         bot_name: Some(config.host.name.clone()),
         platform: config.host.platform.clone(),
         labels: [
-            ("boxwright-sandbox", config.host.sandbox.name()),
+            ("boxwright-sandbox", levels.as_str()),
             ("boxwright-inputs", config.host.inputs.name()),
             ("boxwright-version", env!("CARGO_PKG_VERSION")),
         ]
@@ -125,10 +129,10 @@ mod tests {
     fn the_scheduler_is_told_the_isolation_level_and_the_priority() {
         let layer = file::parse("remote = 'http://h:1'\npriority = 3").unwrap();
         let settings = Settings::resolve(Program::Worker, vec![layer], &host()).unwrap();
-        let told = rwapi(&WorkerConfig::new(&settings).unwrap());
+        let told = rwapi(&WorkerConfig::new(&settings).unwrap(), &Level::ALL);
         assert_eq!(told.priority, 3);
         for (key, value) in [
-            ("boxwright-sandbox", "process"),
+            ("boxwright-sandbox", "full,process"),
             ("boxwright-inputs", "staged"),
             ("boxwright-version", env!("CARGO_PKG_VERSION")),
         ] {

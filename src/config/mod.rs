@@ -11,15 +11,17 @@ pub mod origin;
 pub mod owner;
 pub mod print;
 pub mod settings;
+pub mod strategy;
 pub mod units;
 pub mod value;
 
 pub use crate::serve::Listen;
 pub use daemon::{
-    ActionLimits, HostConfig, InputStrategy, LogConfig, Patience, Quota, SandboxLevel,
-    StandaloneConfig, WorkerConfig,
+    ActionLimits, HostConfig, InputStrategy, LogConfig, Patience, Quota, StandaloneConfig,
+    WorkerConfig,
 };
 pub use endpoint::{Endpoint, EndpointError};
 pub use origin::{ConfigError, Origin};
 pub use owner::Owner;
 pub use settings::{Host, Settings};
+pub use strategy::{NetworkPolicy, StrategyConfig};

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::action::Ending;
 use crate::reapi::Digest;
-use crate::sandbox::Usage;
+use crate::sandbox::{Level, Usage};
 use crate::scheduler::Lease;
 
 /// What is known of an action that has ended. Phases that it did not reach took no time.
@@ -20,6 +20,8 @@ pub struct ActionRecord {
     pub mnemonic: String,
     /// What it belongs to, such as `//main:hello`.
     pub target: String,
+    /// What stood between it and the host; `None` if it did not come that far.
+    pub sandbox: Option<Level>,
     /// How it ended.
     pub ending: Ending,
     /// From the client's request to the lease, as far as the scheduler told.
@@ -57,6 +59,7 @@ impl ActionRecord {
             slot,
             mnemonic: origin.map_or_else(String::new, |origin| shorten(&origin.action_mnemonic)),
             target: origin.map_or_else(String::new, |origin| shorten(&origin.target_id)),
+            sandbox: None,
             ending: Ending::Cancelled,
             queue: queued.and_then(since),
             resolve: Duration::ZERO,
@@ -116,6 +119,7 @@ pub fn action_line(record: &ActionRecord) {
                 exit,
                 why,
                 slot = record.slot,
+                sandbox = record.sandbox.map(Level::name),
                 queue_ms = record.queue.map(ms),
                 fetch_ms = ms(record.resolve + record.stage),
                 exec_ms = ms(record.execute),
@@ -195,6 +199,7 @@ mod tests {
                 let ran = matches!(ending, Ending::Exited(_));
                 action_line(&ActionRecord {
                     ending,
+                    sandbox: ran.then_some(Level::Full),
                     queue: ran.then_some(Duration::from_millis(12)),
                     stage: Duration::from_millis(3),
                     execute: Duration::from_millis(if ran { 120 } else { 0 }),

@@ -24,6 +24,7 @@ named! {
     super::proto::buildbox::ExecutionStatistics = "build.buildbox.ExecutionStatistics",
     super::proto::rpc::PreconditionFailure = "google.rpc.PreconditionFailure",
     super::proto::rpc::RetryInfo = "google.rpc.RetryInfo",
+    prost_types::Struct = "google.protobuf.Struct",
 }
 
 /// Packs `message` under `type.googleapis.com/NAME`.

@@ -1,6 +1,7 @@
 //! One command, isolated. This room knows nothing of REAPI: it gets a [`CommandSpec`], and gives
 //! an [`Outcome`] once the last process of the command is dead.
 
+mod levels;
 pub mod linux;
 pub mod outcome;
 pub mod process;
@@ -10,6 +11,7 @@ pub mod spec;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+pub use levels::{Named, NoSandbox, Sandboxes};
 pub use slot::{Launchers, UidRange};
 
 pub use outcome::{Captured, End, Io, Outcome, SpillFile, Usage, UsageSource};
@@ -28,19 +30,20 @@ pub enum Level {
 }
 
 impl Level {
+    /// Every level, the strongest first.
+    pub const ALL: [Level; 2] = [Level::Full, Level::Process];
+
+    /// The level of this name.
+    pub fn named(name: &str) -> Option<Level> {
+        Level::ALL.into_iter().find(|level| level.name() == name)
+    }
+
     /// The name in logs, configuration and worker properties.
     pub fn name(self) -> &'static str {
         match self {
             Level::Process => "process",
             Level::Full => "full",
         }
-    }
-
-    /// The level of this name.
-    pub fn named(name: &str) -> Option<Level> {
-        [Level::Full, Level::Process]
-            .into_iter()
-            .find(|level| level.name() == name)
     }
 
     /// The hidden first argument of a launcher.
@@ -101,6 +104,9 @@ pub trait Sandbox: Send + Sync {
     /// Whom a command in this slot runs as; `None` for the daemon's own user. The input root must belong to
     /// this owner before `run`.
     fn owner(&self, slot: usize) -> Option<Owner>;
+
+    /// Those of the limits that it cannot keep on this host, each with what is lacking.
+    fn unenforced(&self, limits: &Limits) -> Vec<&'static str>;
 
     /// Runs the command in a free slot; returns when its last process is dead. On `cancel` the
     /// command gets SIGTERM, after the grace SIGKILL. A slot runs one command at a time: the caller sees to that.

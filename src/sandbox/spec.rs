@@ -66,8 +66,10 @@ pub struct View {
     pub user: Identity,
     /// The name of the sandbox profile.
     pub profile: Arc<str>,
-    /// Directories of the input root that stay read-only, relative to it.
+    /// Directories of the input root that stay read-only with all below them, relative to it; the root itself is the empty path.
     pub read_only: Vec<PathBuf>,
+    /// Directories below those that are writable again with all below them. What is nearest above a path counts.
+    pub writable: Vec<PathBuf>,
 }
 
 impl Default for View {
@@ -78,6 +80,7 @@ impl Default for View {
             user: Identity::default(),
             profile: DEFAULT_PROFILE.into(),
             read_only: Vec::new(),
+            writable: Vec::new(),
         }
     }
 }
@@ -93,6 +96,23 @@ pub enum RootShape {
     Host,
     /// It is the root: the command sees no file of the host.
     Input,
+}
+
+impl RootShape {
+    /// The name in configuration and platform properties.
+    pub fn name(self) -> &'static str {
+        match self {
+            RootShape::Host => "host",
+            RootShape::Input => "input",
+        }
+    }
+
+    /// The shape of this name.
+    pub fn named(name: &str) -> Option<RootShape> {
+        [RootShape::Host, RootShape::Input]
+            .into_iter()
+            .find(|shape| shape.name() == name)
+    }
 }
 
 /// A user and a group, as the command sees them.

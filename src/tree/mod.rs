@@ -8,6 +8,7 @@ mod disk;
 mod fetch;
 mod hash;
 mod lookup;
+mod merge;
 pub(crate) mod quote;
 mod store;
 pub(crate) mod wire;
@@ -24,6 +25,7 @@ pub use disk::{DiskError, DiskTree, from_disk};
 pub use fetch::{fetch, fetch_known};
 pub use hash::{READ_BUFFER, digest_file, digest_file_unless};
 pub use lookup::Node;
+pub use merge::{MergeError, merge};
 pub use store::TreeStore;
 pub(crate) use wire::put_varint;
 

@@ -5,12 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boxwright::action::{Finished, Runner, RunnerParts, Settings};
+use boxwright::action::{Finished, Runner, RunnerParts, Settings, Strategies};
 use boxwright::cas::{Cas, LocalStore, StoreConfig};
 use boxwright::inputs::staged::Staged;
 use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
-use boxwright::sandbox::{Launchers, Level, process::ProcessSandbox};
+use boxwright::sandbox::process::ProcessSandbox;
+use boxwright::sandbox::{Launchers, Level, Sandboxes};
 use boxwright::scheduler::Lease;
 use boxwright::tree::TreeStore;
 use prost::Message;
@@ -34,7 +35,7 @@ pub(crate) fn settings(scratch: std::path::PathBuf) -> Settings {
         grace: Duration::from_millis(300),
         keep_output: 1 << 20,
         inline_output: 1024,
-        limits: Default::default(),
+        strategies: Strategies::at(&[Level::Process]),
         platform: vec![("OSFamily".into(), "linux".into())],
         ignored_properties: Vec::new(),
         scratch,
@@ -62,7 +63,12 @@ impl Bench {
         let runner = Runner::new(RunnerParts {
             trees: Arc::new(TreeStore::new(1 << 20)),
             inputs: Arc::new(Staged::new(cas.clone(), dir.path().join("stage")).unwrap()),
-            sandbox: Arc::new(ProcessSandbox::new(launchers, 0x7000_0000).unwrap()),
+            sandboxes: Sandboxes {
+                process: Some(Arc::new(
+                    ProcessSandbox::new(launchers, 0x7000_0000).unwrap(),
+                )),
+                ..Sandboxes::default()
+            },
             cas,
             settings,
             worker_name: "bench".into(),

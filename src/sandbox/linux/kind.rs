@@ -6,7 +6,10 @@ use std::path::Path;
 use super::profile::Profile;
 use super::set_up::{BUILD, IdPair, ResourceLimit, SetUpMessage, SmallFile, Tmpfs};
 use crate::config::Owner;
-use crate::sandbox::{Identity, RootShape, View};
+use crate::sandbox::{DEFAULT_PROFILE, Identity, RootShape, View};
+
+/// The default profile of commands that have the network.
+const NETWORK_PROFILE: &str = "network";
 
 /// See the module. What differs from command to command, such as read-only directories, is not in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,11 +22,16 @@ pub(super) struct Kind {
 
 impl Kind {
     pub(super) fn of(view: &View) -> Kind {
+        // The default profile has no use for a network, nor the files by which to find names in it.
+        let profile = match &*view.profile {
+            DEFAULT_PROFILE if view.network => NETWORK_PROFILE,
+            profile => profile,
+        };
         Kind {
             root: view.root,
             network: view.network,
             user: view.user,
-            profile: view.profile.to_string(),
+            profile: profile.to_owned(),
         }
     }
 }

@@ -101,11 +101,6 @@ impl FullSandbox {
         self.cgroups.describe()
     }
 
-    /// Those of the limits that this host cannot keep, with what it lacks.
-    pub fn unenforced(&self, limits: &Limits) -> Vec<&'static str> {
-        self.cgroups.unenforced(limits)
-    }
-
     /// The process id of a slot's launcher; `None` while the slot runs a command or has no launcher.
     pub fn launcher(&self, slot: usize) -> Option<u32> {
         self.slots.get(slot)?.try_lock().ok()?.seat.launcher()
@@ -178,6 +173,10 @@ impl Sandbox for FullSandbox {
 
     fn owner(&self, _slot: usize) -> Option<Owner> {
         (!self.by_name()).then_some(self.ids.outside.command)
+    }
+
+    fn unenforced(&self, limits: &Limits) -> Vec<&'static str> {
+        self.cgroups.unenforced(limits)
     }
 
     async fn run(

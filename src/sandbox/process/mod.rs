@@ -20,7 +20,7 @@ pub use launcher::launcher_main;
 
 use super::slot::run::{self, Run};
 use super::slot::seat::Seat;
-use super::{CommandSpec, Level, Outcome, Sandbox, SandboxError};
+use super::{CommandSpec, Level, Limits, Outcome, Sandbox, SandboxError};
 use crate::config::Owner;
 
 /// Runs commands through launchers.
@@ -79,6 +79,23 @@ impl Sandbox for ProcessSandbox {
     fn owner(&self, slot: usize) -> Option<Owner> {
         let id = self.uids.as_ref()?.user(slot)?.uid;
         Some(Owner { uid: id, gid: id })
+    }
+
+    fn unenforced(&self, limits: &Limits) -> Vec<&'static str> {
+        let kept_by_full = [
+            ("memory (sandbox level full limits it)", limits.memory),
+            ("cpus (sandbox level full limits them)", limits.cpu_milli),
+            ("pids (sandbox level full limits them)", limits.pids),
+            ("disk (sandbox level full limits it)", limits.disk_bytes),
+            (
+                "disk nodes (sandbox level full limits them)",
+                limits.disk_nodes,
+            ),
+        ];
+        let asked = kept_by_full
+            .into_iter()
+            .filter(|(_, limit)| limit.is_some());
+        asked.map(|(what, _)| what).collect()
     }
 
     async fn run(
