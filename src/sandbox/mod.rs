@@ -1,6 +1,8 @@
 //! One command, isolated. This room knows nothing of REAPI: it gets a [`CommandSpec`], and gives
 //! an [`Outcome`] once the last process of the command is dead.
 
+#[cfg(target_os = "linux")]
+pub mod linux;
 pub mod outcome;
 pub mod process;
 pub mod spec;

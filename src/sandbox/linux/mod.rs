@@ -1,0 +1,3 @@
+//! What only Linux has, and what the full level is made of.
+
+pub mod cgroup;
