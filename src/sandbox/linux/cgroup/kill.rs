@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::{CgroupError, failed};
+use super::knob::write;
 
 /// The processes of a group that are not dead, without those of groups below it. One that our PID namespace does not show
 /// is 0.
@@ -42,7 +43,7 @@ pub(super) fn kill_all(dir: &Path, patience: Duration) -> Result<(), CgroupError
             });
         }
         let kill = dir.join("cgroup.kill");
-        match fs::write(&kill, "1") {
+        match write(&kill, "1") {
             Ok(()) => wait_for_events(dir, until),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 wait_for(&signal_all(dir)?, until);
@@ -55,7 +56,7 @@ pub(super) fn kill_all(dir: &Path, patience: Duration) -> Result<(), CgroupError
 /// One round of killing one by one; gives what was hit.
 fn signal_all(dir: &Path) -> Result<Vec<OwnedFd>, CgroupError> {
     let freezer = dir.join("freezer.state");
-    let frozen = fs::write(&freezer, "FROZEN").is_ok();
+    let frozen = write(&freezer, "FROZEN").is_ok();
     let handles: Vec<(i32, OwnedFd)> = processes(dir)?
         .into_iter()
         .filter_map(|pid| {
@@ -76,7 +77,7 @@ fn signal_all(dir: &Path) -> Result<Vec<OwnedFd>, CgroupError> {
     }
     if frozen {
         // They die when they thaw.
-        fs::write(&freezer, "THAWED").map_err(failed("write \"THAWED\" to", &freezer))?;
+        write(&freezer, "THAWED").map_err(failed("write \"THAWED\" to", &freezer))?;
     }
     Ok(hit)
 }

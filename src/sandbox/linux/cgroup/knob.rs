@@ -1,7 +1,7 @@
 //! One control file of a group, kept open: it is read and written many times, and opening costs as much as reading.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -126,6 +126,13 @@ impl Knob {
             text: text.chars().take(100).collect(),
         }
     }
+}
+
+/// Writes to a control file that is used once. Not `fs::write`: where the file is missing that would try to make it, and be told
+/// that this is not permitted instead of that there is none.
+pub(super) fn write(path: impl AsRef<Path>, value: impl AsRef<[u8]>) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
+    file.write_all(value.as_ref())
 }
 
 /// The value of `key` in lines of `key value`; `Some(None)` if it is no number.

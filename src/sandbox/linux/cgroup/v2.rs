@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::host::V2;
 use super::kill::processes;
+use super::knob::write;
 
 /// What a slot's group is wanted for. Any may be missing.
 const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "io"];
@@ -73,7 +74,7 @@ pub(super) fn enable(
     let path = group.join("cgroup.subtree_control");
     let mut enabled = Vec::new();
     for controller in controllers {
-        match fs::write(&path, format!("+{controller}")) {
+        match write(&path, format!("+{controller}")) {
             Ok(()) => enabled.push(*controller),
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                 let others = processes(group).map_or(0, |others| others.len());
@@ -174,13 +175,13 @@ fn come_back(group: &Path) {
 
 fn relocate(from: &Path, to: &Path, everybody: bool) -> io::Result<()> {
     let to = to.join("cgroup.procs");
-    fs::write(&to, "0")?;
+    write(&to, "0")?;
     // Whoever is forked meanwhile is found by the next look.
     for _ in 0..3 {
         let others = processes(from).unwrap_or_default();
         let others = others.iter().filter(|pid| everybody || is_ours(**pid));
         for pid in others.filter(|pid| **pid != 0) {
-            match fs::write(&to, pid.to_string()) {
+            match write(&to, pid.to_string()) {
                 Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
                 _ => {}
             }
