@@ -69,6 +69,10 @@ impl Sandbox for Recorder {
         None
     }
 
+    fn unenforced(&self, _: &Limits) -> Vec<&'static str> {
+        Vec::new()
+    }
+
     async fn run(
         &self,
         _: usize,

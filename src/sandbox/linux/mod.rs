@@ -7,7 +7,6 @@
 
 mod action;
 pub mod cgroup;
-mod disk;
 mod identity;
 mod init;
 mod kind;

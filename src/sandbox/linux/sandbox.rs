@@ -12,7 +12,6 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::{Cgroups, SlotGroup};
-use super::disk;
 use super::kind::{self, Kind};
 use super::outside::Ids;
 use super::places::Places;
@@ -211,18 +210,13 @@ impl Sandbox for FullSandbox {
             Some(group) => Some(group.begin(&spec.limits).map_err(broken)?),
             None => None,
         };
-        let bounds = spec.limits.disk_bytes.is_some() || spec.limits.disk_nodes.is_some();
-        let exceeded: run::Exceeded = match bounds {
-            true => Box::pin(disk::watch(spec.root.clone(), spec.limits.clone())),
-            false => Box::pin(std::future::pending()),
-        };
         let uid = spec.view.user.uid;
         let run = Run {
             spec,
             cancel,
             root,
             uid: Some(uid),
-            exceeded,
+            exceeded: Box::pin(std::future::pending()),
         };
         let ran = run::run(&mut slot.seat, run).await;
         // Whatever became of it: what a dead launcher's command used has been used.
