@@ -10,6 +10,7 @@ use boxwright::cas::{Cas, LocalStore, StoreConfig};
 use boxwright::inputs::staged::Staged;
 use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
+use boxwright::sandbox::Sandbox;
 use boxwright::sandbox::process::{Launchers, ProcessSandbox};
 use boxwright::scheduler::Lease;
 use boxwright::tree::TreeStore;
@@ -44,6 +45,13 @@ pub(crate) fn settings(scratch: std::path::PathBuf) -> Settings {
 impl Bench {
     /// `change` may alter the settings.
     pub(crate) fn new(change: impl FnOnce(&mut Settings)) -> Self {
+        let launchers = Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), 1).unwrap();
+        let sandbox = ProcessSandbox::new(launchers, 0x7000_0000).unwrap();
+        Bench::with(Arc::new(sandbox), change)
+    }
+
+    /// With a sandbox of another kind.
+    pub(crate) fn with(sandbox: Arc<dyn Sandbox>, change: impl FnOnce(&mut Settings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Commands run as another user and must be able to reach their input root.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
@@ -55,13 +63,12 @@ impl Bench {
         })
         .unwrap();
         let cas = Cas::new(store.clone(), None);
-        let launchers = Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), 1).unwrap();
         let mut settings = settings(store.scratch().to_owned());
         change(&mut settings);
         let runner = Runner::new(RunnerParts {
             trees: Arc::new(TreeStore::new(1 << 20)),
             inputs: Arc::new(Staged::new(cas.clone(), dir.path().join("stage")).unwrap()),
-            sandbox: Arc::new(ProcessSandbox::new(launchers, 0x7000_0000).unwrap()),
+            sandbox,
             cas,
             settings,
             worker_name: "bench".into(),
