@@ -230,9 +230,9 @@ impl<'a> Actions<'a> {
             (None, Some(roots)) => {
                 let name = path
                     .to_bytes()
-                    .rsplit(|b| *b == b'/')
-                    .next()
-                    .unwrap_or_default();
+                    .strip_prefix(self.told.roots.as_bytes())
+                    .and_then(|rest| rest.strip_prefix(b"/"))
+                    .ok_or(failure(Step::Root, libc::EXDEV))?;
                 let flags = OpenTreeFlags::OPEN_TREE_CLONE
                     | OpenTreeFlags::OPEN_TREE_CLOEXEC
                     | OpenTreeFlags::AT_RECURSIVE
