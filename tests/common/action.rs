@@ -11,7 +11,7 @@ use boxwright::inputs::staged::Staged;
 use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
 use boxwright::sandbox::process::ProcessSandbox;
-use boxwright::sandbox::{Launchers, Level, Sandboxes};
+use boxwright::sandbox::{Launchers, Level, Sandbox, Sandboxes};
 use boxwright::scheduler::Lease;
 use boxwright::tree::TreeStore;
 use prost::Message;
@@ -45,6 +45,14 @@ pub(crate) fn settings(scratch: std::path::PathBuf) -> Settings {
 impl Bench {
     /// `change` may alter the settings.
     pub(crate) fn new(change: impl FnOnce(&mut Settings)) -> Self {
+        let launchers =
+            Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), Level::Process, 1).unwrap();
+        let sandbox = ProcessSandbox::new(launchers, 0x7000_0000).unwrap();
+        Bench::with(Arc::new(sandbox), change)
+    }
+
+    /// With a sandbox of another kind.
+    pub(crate) fn with(sandbox: Arc<dyn Sandbox>, change: impl FnOnce(&mut Settings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Commands run as another user and must be able to reach their input root.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
@@ -56,18 +64,21 @@ impl Bench {
         })
         .unwrap();
         let cas = Cas::new(store.clone(), None);
-        let launchers =
-            Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), Level::Process, 1).unwrap();
         let mut settings = settings(store.scratch().to_owned());
+        settings.strategies = Strategies::at(&[sandbox.level()]);
         change(&mut settings);
         let runner = Runner::new(RunnerParts {
             trees: Arc::new(TreeStore::new(1 << 20)),
             inputs: Arc::new(Staged::new(cas.clone(), dir.path().join("stage")).unwrap()),
-            sandboxes: Sandboxes {
-                process: Some(Arc::new(
-                    ProcessSandbox::new(launchers, 0x7000_0000).unwrap(),
-                )),
-                ..Sandboxes::default()
+            sandboxes: match sandbox.level() {
+                Level::Full => Sandboxes {
+                    full: Some(sandbox),
+                    ..Sandboxes::default()
+                },
+                Level::Process => Sandboxes {
+                    process: Some(sandbox),
+                    ..Sandboxes::default()
+                },
             },
             cas,
             settings,

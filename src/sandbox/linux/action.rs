@@ -172,7 +172,7 @@ impl<'a> Actions<'a> {
             self.furnish()?;
         }
         let ruleset = match self.landlock {
-            true => self.template.rules.ruleset(&open),
+            true => self.template.rules.ruleset(input.as_fd(), &open),
             false => Ok(None),
         };
         let ruleset = ruleset.map_err(|_| failure(Step::Landlock, libc::EINVAL))?;
@@ -234,9 +234,9 @@ impl<'a> Actions<'a> {
             (None, Some(roots)) => {
                 let name = path
                     .to_bytes()
-                    .rsplit(|b| *b == b'/')
-                    .next()
-                    .unwrap_or_default();
+                    .strip_prefix(self.told.roots.as_bytes())
+                    .and_then(|rest| rest.strip_prefix(b"/"))
+                    .ok_or(failure(Step::Root, libc::EXDEV))?;
                 let flags = OpenTreeFlags::OPEN_TREE_CLONE
                     | OpenTreeFlags::OPEN_TREE_CLOEXEC
                     | OpenTreeFlags::AT_RECURSIVE

@@ -125,12 +125,18 @@ fn keep() -> Result<(), LauncherError> {
                 Ok(()) => drop(std::io::Write::write_all(&mut &write_mapped, b"m")),
                 Err(problem) => refuse(problem)?,
             }
+            renounce()?;
             // From here on the launcher alone holds the socket and what came with the request.
             drop((write_mapped, socket, cgroups));
             sys::wait_for(pid).map_err(call("wait for the launcher"))?;
             Ok(())
         }
     }
+}
+
+/// Nothing that is executed from now on gains a privilege. Not before the maps are written: newuidmap needs its own.
+fn renounce() -> Result<(), LauncherError> {
+    prctl::set_no_new_privs().map_err(call("renounce new privileges"))
 }
 
 /// Keeps the socket to the daemon, and nothing else that was open.
@@ -155,7 +161,6 @@ fn prepare(slot: usize) -> Result<(), LauncherError> {
         .thread_block()
         .map_err(call("block signals"))?;
     setsid().map_err(call("start a session"))?;
-    prctl::set_no_new_privs().map_err(call("renounce new privileges"))?;
     let name = std::ffi::CString::new(format!("boxwright-slot-{slot}")).unwrap_or_default();
     prctl::set_name(&name).map_err(call("take a name"))?;
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
@@ -215,6 +220,7 @@ fn launch(
         return Ok(());
     }
     drop(mapped);
+    renounce()?;
     let (template, network) = match settle(told) {
         Ok(settled) => settled,
         Err(failure) => return send(socket, &Report::SetUp { id, failure }),
@@ -283,7 +289,7 @@ fn settle(told: &SetUpMessage) -> Result<(Template, Option<Network>), String> {
     };
     let template = Template::build(told).map_err(|e| e.to_string())?;
     let network = match network {
-        Some(()) => Some(Network::begin().map_err(|e| identity::no_network(&e))?),
+        Some(()) => Some(Network::begin(told.uid == 0).map_err(|e| identity::no_network(&e))?),
         None => None,
     };
     for limit in &told.limits {

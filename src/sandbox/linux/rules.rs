@@ -2,7 +2,7 @@
 //! and execute; it may write below its input root and in the memory file systems, and use the devices. It may make no
 //! device anywhere.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
@@ -27,7 +27,11 @@ pub(super) struct Rules {
 
 impl Rules {
     /// The rules for one command that may write below these directories of its input root; `None` if the kernel has no Landlock.
-    pub(super) fn ruleset(&self, input: &[OwnedFd]) -> Result<Option<OwnedFd>, RulesetError> {
+    pub(super) fn ruleset(
+        &self,
+        input: BorrowedFd<'_>,
+        open: &[OwnedFd],
+    ) -> Result<Option<OwnedFd>, RulesetError> {
         let read = AccessFs::from_read(KNOWN);
         let devices = AccessFs::MakeChar | AccessFs::MakeBlock;
         let write = AccessFs::from_all(KNOWN) & !devices;
@@ -41,8 +45,10 @@ impl Rules {
         }
         let mut ruleset = ruleset
             .create()?
-            .add_rule(PathBeneath::new(&self.root, read))?;
-        for place in input.iter().chain(&self.writable) {
+            .add_rule(PathBeneath::new(&self.root, read))?
+            // Where it becomes the root, no other is above it.
+            .add_rule(PathBeneath::new(input, read))?;
+        for place in open.iter().chain(&self.writable) {
             ruleset = ruleset.add_rule(PathBeneath::new(place.as_fd(), write))?;
         }
         for place in &self.special {

@@ -146,6 +146,17 @@ impl FullSandbox {
         slot.seat.ready().await
     }
 
+    /// Without a cgroup for it, the limit of processes is one of the command's user, who is in the slot's user namespace alone.
+    fn count_processes(&self, limits: &mut Limits) {
+        let pids = Limits {
+            pids: limits.pids,
+            ..Limits::default()
+        };
+        if !self.cgroups.unenforced(&pids).is_empty() {
+            limits.processes = limits.processes.into_iter().chain(limits.pids).min();
+        }
+    }
+
     /// A mount of the input root that belongs to nobody yet.
     fn mount_of(&self, root: &Path) -> Result<Option<OwnedFd>, SandboxError> {
         if self.by_name() {
@@ -175,13 +186,18 @@ impl Sandbox for FullSandbox {
     }
 
     fn unenforced(&self, limits: &Limits) -> Vec<&'static str> {
-        self.cgroups.unenforced(limits)
+        // Where no cgroup counts them, processes are counted for the slot's user namespace.
+        let others = Limits {
+            pids: None,
+            ..limits.clone()
+        };
+        self.cgroups.unenforced(&others)
     }
 
     async fn run(
         &self,
         slot: usize,
-        spec: CommandSpec,
+        mut spec: CommandSpec,
         cancel: CancellationToken,
     ) -> Result<Outcome, SandboxError> {
         let Some(slot) = self.slots.get(slot) else {
@@ -193,6 +209,7 @@ impl Sandbox for FullSandbox {
         let mut slot = slot.lock().await;
         let slot = &mut *slot;
         self.make_ready(slot, &spec.view).await?;
+        self.count_processes(&mut spec.limits);
         slot.commands += 1;
         let fail = |action: String| move |source| SandboxError::Setup { action, source };
         let places = match spec.view.root {
