@@ -309,22 +309,25 @@ class Lab:
     def sweep(self, everything=False):
         """Kills what a scenario started and did not end; servers that scenarios share, and what is still being prepared,
         are left unless it is `everything`."""
-        kept = set()
-        if not everything:
-            for pid in list(self.preparing):
-                kept.update([pid, *descendants(pid)])
-            for process in self.shared_processes():
-                kept.update([process.pid, *descendants(process.pid)])
-            for path in self.folder.glob("*/root/*/server/server.pid.txt"):
-                kept.add(int(path.read_text()))
         for _ in range(100):
-            left = [pid for pid in descendants(os.getpid()) if pid not in kept]
+            left = set(descendants(os.getpid()))
+            # Looked up afterwards: what a server has just forked must not be taken for a scenario's.
+            left -= set() if everything else self.kept()
             if not left:
                 break
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
+
+    def kept(self):
+        """What outlives a scenario."""
+        kept = set()
+        for pid in [*self.preparing, *(process.pid for process in self.shared_processes())]:
+            kept.update([pid, *descendants(pid)])
+        for path in self.folder.glob("*/root/*/server/server.pid.txt"):
+            kept.add(int(path.read_text()))
+        return kept
 
     def reap_for_ever(self):
         """Collects orphans that ended, so that whoever waits for their death sees it; our own are left to their Popen."""
