@@ -38,7 +38,11 @@ impl Demand {
     ) -> Result<Demand, String> {
         let root = root(strategy, &asked)?;
         let levels = levels(strategy, &asked, root, there)?;
-        let defaults = Identity::default();
+        // In a root of its own nobody but the owner of all that is in it is known; BuildBox does the same.
+        let defaults = match root {
+            RootShape::Host => Identity::default(),
+            RootShape::Input => Identity { uid: 0, gid: 0 },
+        };
         let limits = Limits {
             memory: within("memory", asked.memory, strategy.limits.memory, size)?,
             cpu_milli: within("cpus", asked.cpu_milli, strategy.limits.cpu_milli, cpus)?,

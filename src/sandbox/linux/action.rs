@@ -1,7 +1,7 @@
 //! One command in a slot: what is mounted for it, its start, the wait for its end, and the slot's return to the state in which the
 //! next command finds it.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_long};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -16,6 +16,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use super::init::{self, Plan, Stacks, Started, Told};
 use super::launcher::{LauncherError, call, send};
 use super::network::Network;
+use super::read_only;
 use super::set_up::{BUILD, SetUpMessage};
 use super::sys;
 use super::template::{INPUT, TAME, Template};
@@ -31,6 +32,9 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS);
 
+/// The first version lets nobody link or rename from one directory to another.
+const LANDLOCK: c_long = 2;
+
 /// Runs the commands of a launcher.
 pub(super) struct Actions<'a> {
     told: &'a SetUpMessage,
@@ -38,6 +42,8 @@ pub(super) struct Actions<'a> {
     network: Option<Network>,
     cgroups: Vec<OwnedFd>,
     null: File,
+    /// Commands have rules.
+    landlock: bool,
     stacks: Stacks,
 }
 
@@ -88,6 +94,7 @@ impl<'a> Actions<'a> {
             network,
             cgroups,
             null: File::open("/dev/null").map_err(call("open /dev/null"))?,
+            landlock: told.landlock && sys::landlock_version() >= LANDLOCK,
             stacks: Stacks::default(),
         })
     }
@@ -157,18 +164,15 @@ impl<'a> Actions<'a> {
 
         let at = if self.told.input_root { INPUT } else { BUILD };
         self.show(root, strings.root, at)?;
+        let input = beneath(at, "").map_err(|e| unshown(at, e))?;
+        let (read_only, writable) = (texts(&strings.read_only)?, texts(&strings.writable)?);
+        let open = read_only::keep(input.as_fd(), &read_only, &writable, self.landlock)
+            .map_err(|e| unshown(&e.path, e.source))?;
         if self.told.input_root {
             self.furnish()?;
         }
-        let input = beneath(at, "").map_err(|e| unshown(at, e))?;
-        for path in &strings.read_only {
-            let path = path
-                .to_str()
-                .map_err(|_| unshown("a read-only directory", Errno::EILSEQ))?;
-            keep_read_only(&input, path).map_err(|e| unshown(path, e))?;
-        }
-        let ruleset = match self.told.landlock {
-            true => self.template.rules.ruleset(input.as_fd()),
+        let ruleset = match self.landlock {
+            true => self.template.rules.ruleset(&open),
             false => Ok(None),
         };
         let ruleset = ruleset.map_err(|_| failure(Step::Landlock, libc::EINVAL))?;
@@ -313,18 +317,13 @@ fn beneath(root: &str, path: &str) -> rustix::io::Result<OwnedFd> {
     }
 }
 
-/// Mounts a directory of the input root over itself, read-only.
-fn keep_read_only(input: &OwnedFd, path: &str) -> std::io::Result<()> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let place = rustix::fs::openat2(input, path, flags, Mode::empty(), BENEATH)?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = open_tree(&place, "", flags)?;
-    sys::seal_mounts(tree.as_fd(), TAME | libc::MOUNT_ATTR_RDONLY)?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    Ok(move_mount(&tree, "", &place, "", flags)?)
+/// Paths of directories; REAPI has no others than UTF-8.
+fn texts<'s>(paths: &[&'s CStr]) -> Result<Vec<&'s str>, Failure> {
+    let text = |path: &&'s CStr| {
+        path.to_str()
+            .map_err(|_| unshown("a read-only directory", Errno::EILSEQ))
+    };
+    paths.iter().map(text).collect()
 }
 
 /// Waits for the init's end, and brings it about if the daemon wants that or is gone. The init is reaped when this returns,

@@ -75,11 +75,10 @@ pub(super) fn set_up(
         false => Vec::new(),
     };
     let tmpfs = &profile.tmpfs;
-    let tmpfs = [
-        ("/tmp", tmpfs.tmp),
-        ("/var/tmp", tmpfs.var_tmp),
-        ("/dev/shm", tmpfs.dev_shm),
-    ];
+    // An input root's /var/tmp is as much its own as /var: what an action leaves there may be an output.
+    let var_tmp = host.then_some(("/var/tmp", tmpfs.var_tmp));
+    let tmpfs = [("/tmp", tmpfs.tmp), ("/dev/shm", tmpfs.dev_shm)];
+    let tmpfs = tmpfs.into_iter().chain(var_tmp);
     SetUpMessage {
         uid,
         gid,
@@ -105,7 +104,7 @@ pub(super) fn set_up(
                 bytes: limits.size,
                 inodes: limits.inodes,
             })
-            .into(),
+            .collect(),
         pts: profile.pts,
         filter: profile.filter.clone(),
         landlock: profile.landlock,

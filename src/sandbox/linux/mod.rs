@@ -15,6 +15,7 @@ mod network;
 mod outside;
 mod places;
 pub mod profile;
+mod read_only;
 mod rules;
 mod sandbox;
 mod set_up;

@@ -5,16 +5,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use crate::config::Owner;
 
-const PLACES: [&str; 5] = ["proc", "dev", "tmp", "var", "var/tmp"];
+const PLACES: [&str; 3] = ["proc", "dev", "tmp"];
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS);
 
 /// The directories that were made.
 #[derive(Debug)]
@@ -35,7 +32,7 @@ impl Places {
         for path in PLACES {
             match places.make_one(path, owner) {
                 Ok(()) => places.made.push(path),
-                Err(Errno::EXIST | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -43,31 +40,13 @@ impl Places {
     }
 
     fn make_one(&self, path: &str, owner: Option<Owner>) -> rustix::io::Result<()> {
-        let (parent, name) = self.parent(path)?;
-        let parent = parent.as_ref().unwrap_or(&self.root);
-        rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
+        rustix::fs::mkdirat(&self.root, path, Mode::from_raw_mode(0o755))?;
         if let Some(Owner { uid, gid }) = owner {
             let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-            rustix::fs::chownat(
-                parent,
-                name,
-                Some(uid),
-                Some(gid),
-                AtFlags::SYMLINK_NOFOLLOW,
-            )?;
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::chownat(&self.root, path, Some(uid), Some(gid), flags)?;
         }
         Ok(())
-    }
-
-    fn parent<'a>(&self, path: &'a str) -> rustix::io::Result<(Option<OwnedFd>, &'a str)> {
-        match path.rsplit_once('/') {
-            None => Ok((None, path)),
-            Some((parent, name)) => {
-                let parent =
-                    rustix::fs::openat2(&self.root, parent, DIRECTORY, Mode::empty(), BENEATH)?;
-                Ok((Some(parent), name))
-            }
-        }
     }
 }
 
@@ -75,10 +54,7 @@ impl Drop for Places {
     /// Takes away those that are still empty: what a command put beside the mounts is its own.
     fn drop(&mut self) {
         for path in self.made.iter().rev() {
-            if let Ok((parent, name)) = self.parent(path) {
-                let parent = parent.as_ref().unwrap_or(&self.root);
-                let _ = rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
-            }
+            let _ = rustix::fs::unlinkat(&self.root, *path, AtFlags::REMOVEDIR);
         }
     }
 }
@@ -95,10 +71,9 @@ mod tests {
         fs::create_dir(at("tmp")).unwrap();
         std::os::unix::fs::symlink("/etc", at("dev")).unwrap();
         let places = Places::make(dir.path(), None).unwrap();
-        assert!(at("proc").is_dir() && at("var/tmp").is_dir());
-        fs::write(at("var/kept"), "").unwrap();
+        assert!(at("proc").is_dir());
         drop(places);
-        assert!(!at("proc").exists() && !at("var/tmp").exists());
-        assert!(at("tmp").is_dir() && at("var/kept").exists() && at("dev").is_symlink());
+        assert!(!at("proc").exists());
+        assert!(at("tmp").is_dir() && at("dev").is_symlink());
     }
 }

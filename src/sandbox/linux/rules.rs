@@ -2,7 +2,7 @@
 //! and execute; it may write below its input root and in the memory file systems, and use the devices. It may make no
 //! device anywhere.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
@@ -26,8 +26,8 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// The rules for one command with this input root; `None` if the kernel has no Landlock.
-    pub(super) fn ruleset(&self, input: BorrowedFd<'_>) -> Result<Option<OwnedFd>, RulesetError> {
+    /// The rules for one command that may write below these directories of its input root; `None` if the kernel has no Landlock.
+    pub(super) fn ruleset(&self, input: &[OwnedFd]) -> Result<Option<OwnedFd>, RulesetError> {
         let read = AccessFs::from_read(KNOWN);
         let devices = AccessFs::MakeChar | AccessFs::MakeBlock;
         let write = AccessFs::from_all(KNOWN) & !devices;
@@ -41,9 +41,8 @@ impl Rules {
         }
         let mut ruleset = ruleset
             .create()?
-            .add_rule(PathBeneath::new(&self.root, read))?
-            .add_rule(PathBeneath::new(input, write))?;
-        for place in &self.writable {
+            .add_rule(PathBeneath::new(&self.root, read))?;
+        for place in input.iter().chain(&self.writable) {
             ruleset = ruleset.add_rule(PathBeneath::new(place.as_fd(), write))?;
         }
         for place in &self.special {

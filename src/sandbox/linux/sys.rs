@@ -18,6 +18,21 @@ pub(super) fn set_mount_attributes(mount: BorrowedFd<'_>, attributes: u64) -> io
     mount_setattr(mount, attributes, 0, 0)
 }
 
+/// The version of the kernel's Landlock; 0 if it has none, or does not use it.
+pub(super) fn landlock_version() -> c_long {
+    const VERSION: u32 = 1;
+    // SAFETY: with this flag the kernel reads nothing and makes nothing.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0_usize,
+            VERSION,
+        )
+    };
+    result.max(0)
+}
+
 fn mount_setattr(
     tree: BorrowedFd<'_>,
     attributes: u64,

@@ -61,6 +61,7 @@ impl RunRequest {
             argc: spec.argv.len() as u32,
             envc: spec.env.len() as u32,
             read_only: spec.view.read_only.len() as u32,
+            writable: spec.view.writable.len() as u32,
             root_fd: root.is_some(),
             strings_len: strings.len(),
             in_memfd: strings.len() > INLINE_MAX,
@@ -125,9 +126,8 @@ fn strings(spec: &CommandSpec) -> Result<Vec<u8>, Refusal> {
         .iter()
         .map(|(name, value)| name.len() + value.len() + 2)
         .sum::<usize>();
-    let read_only = &spec.view.read_only;
-    size += read_only
-        .iter()
+    let directories = || spec.view.read_only.iter().chain(&spec.view.writable);
+    size += directories()
         .map(|path| path.as_os_str().len() + 1)
         .sum::<usize>();
     if size > STRINGS_MAX {
@@ -172,10 +172,10 @@ fn strings(spec: &CommandSpec) -> Result<Vec<u8>, Refusal> {
         }
         push(&[name, OsStr::new("="), value]);
     }
-    for path in read_only {
+    for path in directories() {
         if path.is_absolute() || has_nul(path.as_os_str()) {
             return Err(fault(format!(
-                "the read-only directory {path:?} is not a path within the input root"
+                "the directory {path:?}, which is read-only or not, is not a path within the input root"
             )));
         }
         push(&[path.as_os_str()]);

@@ -6,7 +6,7 @@ use super::super::uids::SlotUser;
 use super::{MAGIC, Malformed, Reader, Writer};
 
 /// Bytes of a request without its strings.
-pub(crate) const REQUEST_LEN: usize = 72;
+pub(crate) const REQUEST_LEN: usize = 76;
 /// Strings up to this size travel in the datagram itself; a socket buffer holds three such.
 pub(crate) const INLINE_MAX: usize = 60 * 1024;
 /// The kernel takes at most 6 MiB of arguments and environment, whatever the limits are.
@@ -59,6 +59,8 @@ pub(crate) struct RunHeader {
     pub(crate) envc: u32,
     /// Directories that stay read-only.
     pub(crate) read_only: u32,
+    /// Directories below those that do not.
+    pub(crate) writable: u32,
     /// The root comes as a descriptor of a detached mount.
     pub(crate) root_fd: bool,
     /// Bytes of all strings.
@@ -75,8 +77,10 @@ pub(crate) struct Strings<'a> {
     pub(crate) argv: Vec<&'a CStr>,
     /// `NAME=VALUE` each.
     pub(crate) env: Vec<&'a CStr>,
-    /// Relative to the root.
+    /// Relative to the root; empty for the root itself.
     pub(crate) read_only: Vec<&'a CStr>,
+    /// As `read_only`.
+    pub(crate) writable: Vec<&'a CStr>,
 }
 impl Request {
     /// The header, to which inline strings may be appended.
@@ -123,6 +127,7 @@ impl Request {
         out.u32(run.argc);
         out.u32(run.envc);
         out.u32(run.read_only);
+        out.u32(run.writable);
         out.u64(run.open_files.unwrap_or(0));
         out.u64(run.file_size.unwrap_or(0));
         out.u64(run.processes.unwrap_or(0));
@@ -144,6 +149,7 @@ impl Request {
         let argc = input.u32()?;
         let envc = input.u32()?;
         let read_only = input.u32()?;
+        let writable = input.u32()?;
         if flags & !FLAGS_KNOWN != 0 {
             return Err(Malformed("unknown flags"));
         }
@@ -181,6 +187,7 @@ impl Request {
                     argc,
                     envc,
                     read_only,
+                    writable,
                     root_fd: flags & FLAG_ROOT_FD != 0,
                     strings_len,
                     in_memfd,
@@ -206,6 +213,7 @@ impl<'a> Strings<'a> {
         let count = (run.argc as usize)
             .checked_add(run.envc as usize)
             .and_then(|n| n.checked_add(run.read_only as usize))
+            .and_then(|n| n.checked_add(run.writable as usize))
             .and_then(|n| n.checked_add(2))
             .ok_or(Malformed("too many strings"))?;
         // Each string has a NUL at least: this bounds what is allocated below.
@@ -223,9 +231,9 @@ impl<'a> Strings<'a> {
         let cwd = next()?;
         let argv = (0..run.argc).map(|_| next()).collect::<Result<_, _>>()?;
         let env: Vec<&CStr> = (0..run.envc).map(|_| next()).collect::<Result<_, _>>()?;
-        let read_only: Vec<&CStr> = (0..run.read_only)
-            .map(|_| next())
-            .collect::<Result<_, _>>()?;
+        let mut directories =
+            |count: u32| -> Result<Vec<&CStr>, Malformed> { (0..count).map(|_| next()).collect() };
+        let (read_only, writable) = (directories(run.read_only)?, directories(run.writable)?);
         if !rest.is_empty() {
             return Err(Malformed("more strings than announced"));
         }
@@ -243,9 +251,9 @@ impl<'a> Strings<'a> {
         }
         let leaves = |path: &&CStr| {
             let bytes = path.to_bytes();
-            bytes.is_empty() || bytes[0] == b'/' || bytes.split(|b| *b == b'/').any(|s| s == b"..")
+            bytes.first() == Some(&b'/') || bytes.split(|b| *b == b'/').any(|s| s == b"..")
         };
-        if read_only.iter().any(leaves) {
+        if read_only.iter().chain(&writable).any(leaves) {
             return Err(Malformed("a read-only directory outside of the root"));
         }
         Ok(Strings {
@@ -254,6 +262,7 @@ impl<'a> Strings<'a> {
             argv,
             env,
             read_only,
+            writable,
         })
     }
 }
@@ -264,7 +273,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn run() -> (RunHeader, Vec<u8>) {
-        let strings = b"/root\0sub\0cc\0-c\0A=1\0usr/lib\0".to_vec();
+        let strings = b"/root\0sub\0cc\0-c\0A=1\0\0usr/lib\0build\0".to_vec();
         let header = RunHeader {
             id: 7,
             user: Some(SlotUser {
@@ -276,7 +285,8 @@ mod tests {
             processes: Some(u64::MAX),
             argc: 2,
             envc: 1,
-            read_only: 1,
+            read_only: 2,
+            writable: 1,
             root_fd: true,
             strings_len: strings.len(),
             in_memfd: false,
@@ -295,7 +305,8 @@ mod tests {
         let decoded = Strings::decode(&header, tail).unwrap();
         assert_eq!(decoded.argv, [c"cc", c"-c"]);
         assert_eq!(decoded.env, [c"A=1"]);
-        assert_eq!(decoded.read_only, [c"usr/lib"]);
+        assert_eq!(decoded.read_only, [c"", c"usr/lib"]);
+        assert_eq!(decoded.writable, [c"build"]);
         assert_eq!((decoded.root, decoded.cwd), (c"/root", c"sub"));
         for request in [
             Request::Terminate { id: 1 },
