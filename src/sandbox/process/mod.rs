@@ -19,6 +19,7 @@ mod processes;
 mod request;
 mod run;
 mod seat;
+mod spill;
 mod streams;
 mod sys;
 mod uids;
