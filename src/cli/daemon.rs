@@ -193,7 +193,8 @@ fn settings(host: &HostConfig, store: &LocalStore) -> action::Settings {
         },
         output_limits: OutputLimits {
             nodes: limits.output_nodes,
-            bytes: limits.output_bytes,
+            // All outputs of an action are in the CAS together before the first is uploaded.
+            bytes: limits.output_bytes.min(store.largest_blob()),
             ..OutputLimits::default()
         },
         default_timeout: limits.default_timeout,
@@ -241,6 +242,14 @@ fn log(host: &HostConfig, store: &LocalStore, sandbox: &dyn Sandbox) {
          run only actions of people who may use this host",
         sandbox.level().name()
     );
+    let (asked, most) = (host.limits.output_bytes, store.largest_blob());
+    if asked > most {
+        tracing::info!(
+            "the outputs of an action may take {}, the size of the local CAS (cas-quota-high); max-output-bytes would allow {}",
+            rough_size(most),
+            rough_size(asked)
+        );
+    }
     let usage = store.usage();
     tracing::info!(
         "inputs are staged as links, clones or copies below {}; the local CAS holds {} blobs, {}",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::origin::ConfigError;
 use super::settings::Settings;
 use super::units::Amount;
-use super::{Endpoint, Listen};
+use super::{Credentials, Endpoint, Listen};
 
 /// What stands between an action and the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +136,8 @@ pub struct WorkerConfig {
     pub cas: Endpoint,
     /// Where live output goes.
     pub logstream: Option<Endpoint>,
+    /// What all of them are shown.
+    pub credentials: Credentials,
     /// The instance name.
     pub instance: String,
     /// How patient to be with remotes.
@@ -172,6 +174,7 @@ impl WorkerConfig {
             bots: remote("bots-remote")?,
             cas: remote("cas-remote")?,
             logstream: settings.url("logstream-remote"),
+            credentials: credentials(settings)?,
             instance,
             patience: Patience {
                 retries: number(settings, "retry-limit")?,
@@ -219,6 +222,20 @@ impl HostConfig {
         };
         Ok(config)
     }
+}
+
+fn credentials(settings: &Settings) -> Result<Credentials, ConfigError> {
+    let identity = match (settings.path("tls-cert"), settings.path("tls-key")) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => return Err(settings.refuse("tls-cert", "it needs --tls-key as well")),
+        (None, Some(_)) => return Err(settings.refuse("tls-key", "it needs --tls-cert as well")),
+    };
+    Ok(Credentials {
+        ca: settings.path("tls-ca"),
+        identity,
+        token: settings.path("token-file"),
+    })
 }
 
 fn unset(key: &'static str) -> ConfigError {
@@ -401,6 +418,9 @@ mod tests {
             "remote = 'http://h:1'\ninstance = 'a/blobs'",
             "remote = 'http://h:1'\ninstance = '/a'",
             "remote = 'http://h:1'\nname = ''",
+            "remote = 'http://h:1'\ntls-cert = '/c'",
+            "remote = 'http://h:1'\ntls-key = '/k'",
+            "remote = 'http://h:1'\ntls-ca = 'c'",
             "remote = 'http://user:secret@h:1'",
         ] {
             said += &format!("{text:?}\n  {}\n", worker(text).unwrap_err());
