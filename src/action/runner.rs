@@ -12,7 +12,7 @@ use super::isolation::isolation;
 use super::publish::{self, Stream};
 use super::resolve::{self, Resolved};
 use super::{Ending, Finished, LiveOutput, Settings};
-use crate::cas::Cas;
+use crate::cas::{self, Cas, Held};
 use crate::config::Owner;
 use crate::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
 use crate::observe::{self, ActionRecord};
@@ -94,7 +94,8 @@ impl Runner {
             record: ActionRecord::of(lease, slot),
         };
         let begun = Instant::now();
-        let finished = match self.phases(&mut journey).await {
+        let whose = resolve::request_metadata(lease);
+        let finished = match cas::on_behalf_of(whose, self.phases(&mut journey)).await {
             Ok(finished) => finished,
             Err(ending) => Finished::without_result(ending),
         };
@@ -273,6 +274,7 @@ impl Runner {
         let gathered = self.gather(request, function, outcome, notice).await?;
         let Gathered {
             collected,
+            held,
             stdout,
             stderr,
         } = gathered;
@@ -298,7 +300,7 @@ impl Runner {
             .chain(streams.into_iter().flatten())
             .collect();
         or_cancelled(journey.cancel, async {
-            let published = self.parts.cas.publish(&blobs).await;
+            let published = self.parts.cas.publish_held(&blobs, &held).await;
             published.map_err(|e| Ending::Infrastructure(e.to_string()))
         })
         .await?;
@@ -339,6 +341,7 @@ impl Runner {
         notice: String,
     ) -> Result<Gathered, Ending> {
         let store = self.parts.cas.local().clone();
+        let mut held = self.parts.cas.hold();
         let inline = self.parts.settings.inline_output;
         let work = move || {
             let stream = |captured, notice: &str| {
@@ -348,7 +351,8 @@ impl Runner {
             Ok(Gathered {
                 stdout: stream(outcome.stdout, "")?,
                 stderr: stream(outcome.stderr, &notice)?,
-                collected: outputs::collect(&store, &request),
+                collected: outputs::collect_and_hold(&store, &request, &mut held),
+                held,
             })
         };
         tokio::task::spawn_blocking(work)
@@ -369,6 +373,7 @@ fn remove(staged: Box<dyn StagedRoot>) {
 
 struct Gathered {
     collected: Result<Collected, OutputError>,
+    held: Held,
     stdout: Stream,
     stderr: Stream,
 }

@@ -198,7 +198,8 @@ fn settings(host: &HostConfig, store: &LocalStore) -> Result<action::Settings, F
         },
         output_limits: OutputLimits {
             nodes: limits.output_nodes,
-            bytes: limits.output_bytes,
+            // All outputs of an action are in the CAS together before the first is uploaded.
+            bytes: limits.output_bytes.min(store.largest_blob()),
             ..OutputLimits::default()
         },
         default_timeout: limits.default_timeout,
@@ -294,6 +295,14 @@ fn log(host: &HostConfig, store: &LocalStore, sandboxes: &Sandboxes) {
         tracing::info!(
             "sandbox level process: actions run {users}; it does NOT hide the host's files, network and processes from \
              them: run only actions of people who may use this host"
+        );
+    }
+    let (asked, most) = (host.limits.output_bytes, store.largest_blob());
+    if asked > most {
+        tracing::info!(
+            "the outputs of an action may take {}, the size of the local CAS (cas-quota-high); max-output-bytes would allow {}",
+            rough_size(most),
+            rough_size(asked)
         );
     }
     let usage = store.usage();

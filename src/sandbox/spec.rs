@@ -138,7 +138,8 @@ impl Default for Identity {
 pub struct StreamSpec {
     /// Bytes kept in memory; beyond, the stream goes to a file in `spill_dir`.
     pub memory: usize,
-    /// Bytes kept at all; what comes after is read and dropped, and counted.
+    /// Bytes kept at all: half of them from the beginning, half from the end, and between them a line that says how many
+    /// are left out.
     pub keep: u64,
     /// Where the file goes: a directory on the local store's file system.
     pub spill_dir: PathBuf,
