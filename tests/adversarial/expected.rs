@@ -97,7 +97,7 @@ pub(crate) const ROWS: &[Row] = &[
     row("proc.sysctl_write", "",                                    Root,    ["DENIED EACCES", YES, "DENIED EACCES EPERM EROFS ENOENT"]),
     row("proc.oom_score", "",                                       Machine, ["DENIED EACCES", "DENIED | ALLOWED", "DENIED EACCES EPERM EROFS"]),
     // Privileges.
-    row("priv.suid", "./suid",                                      User,    ["DENIED NOTHING", "DENIED NOTHING", "DENIED NOTHING"]),
+    row("priv.suid", "{suid}",                                      User,    ["DENIED NOTHING", "DENIED NOTHING", "DENIED NOTHING"]),
     row("priv.setuid", "",                                          Root,    ["DENIED EPERM", "DENIED EPERM EINVAL", "DENIED EPERM EINVAL"]),
     row("priv.caps_zero", "",                                       Root,    ["ALLOWED =CapBnd", NO, NO]),
     row("priv.no_new_privs", "",                                    User,    [NO,       NO,        NO]),
