@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 
+use super::doctor::lacks_for_full;
 use super::exit::{Exit, Failure};
 use crate::config::HostConfig;
+use crate::sandbox::linux::probe::Host;
 use crate::sandbox::process::{Launchers, ProcessSandbox};
 use crate::sandbox::{Level, Named, Sandboxes};
 
@@ -21,7 +23,7 @@ pub(super) fn prepare(host: &HostConfig) -> Result<Prepared, Failure> {
     let levels = host.levels();
     for level in &levels {
         match level {
-            Level::Full => missing.push((Level::Full, full_is_missing())),
+            Level::Full => missing.push((Level::Full, full_is_missing(host)?)),
             Level::Process => {
                 let launchers = Launchers::start(host.slots);
                 prepared.process = Some(launchers.map_err(|e| Failure::new(Exit::Software, e))?);
@@ -55,8 +57,14 @@ fn none_left(missing: &[(Level, String)]) -> String {
             does not hide the host from actions"
 }
 
-fn full_is_missing() -> String {
-    "this build has no such level".to_owned()
+/// What level full lacks here.
+fn full_is_missing(host: &HostConfig) -> Result<String, Failure> {
+    let probed = Host::probe(&host.state_dir).map_err(|e| Failure::new(Exit::Software, e))?;
+    let lacks = lacks_for_full(&probed);
+    Ok(match lacks.is_empty() {
+        true => "this build has no such level".to_owned(),
+        false => lacks.join("; "),
+    })
 }
 
 impl Prepared {

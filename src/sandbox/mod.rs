@@ -2,6 +2,7 @@
 //! an [`Outcome`] once the last process of the command is dead.
 
 mod levels;
+pub mod linux;
 pub mod outcome;
 pub mod process;
 pub mod spec;

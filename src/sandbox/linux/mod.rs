@@ -1,0 +1,3 @@
+//! What Linux has to isolate a command with.
+
+pub mod probe;
