@@ -124,7 +124,10 @@ fn single(host: &Host) -> String {
         wants.push("newuidmap and newgidmap, set-uid root (package uidmap or shadow-utils)");
     }
     match wants.is_empty() {
-        true => "newuidmap refused what /etc/subuid has; run it by hand to see why".to_owned(),
+        true => match &host.trial.more_ids {
+            Some(refused) => format!("{refused}; mend what it names"),
+            None => "give it more in /etc/subuid and /etc/subgid".to_owned(),
+        },
         false => format!("it takes {}", wants.join(" and ")),
     }
 }

@@ -109,13 +109,19 @@ pub enum Attempt {
 pub struct Trial {
     /// The map of ids that was tried.
     pub map: IdMap,
+    /// Why a map with more ids, which there should be, could not be had.
+    pub more_ids: Option<String>,
     steps: Vec<(Step, Attempt)>,
 }
 
 impl Trial {
     /// What is known of an attempt with this map.
     pub fn new(map: IdMap, steps: Vec<(Step, Attempt)>) -> Self {
-        Trial { map, steps }
+        Trial {
+            map,
+            more_ids: None,
+            steps,
+        }
     }
 
     /// How a step went.
@@ -148,17 +154,22 @@ impl Line {
 
 /// Makes a child try, with an overlay in `dir` if there is one.
 pub fn attempt(sub_ids: &SubIds, dir: Option<&Path>) -> Result<Trial, ProbeError> {
-    let mut map = IdMap::best(sub_ids);
-    let mut trial = attempt_with(&map, dir)?;
-    // Where the ids cannot be had, one may still be enough.
-    if !trial.can(Step::Ids) && trial.can(Step::User) && map != IdMap::Single {
-        let single = attempt_with(&IdMap::Single, dir)?;
-        if single.can(Step::Ids) {
-            map = IdMap::Single;
-            trial = single;
-        }
+    let trial = attempt_with(&IdMap::best(sub_ids), dir)?;
+    let Attempt::Refused(refused) = trial.of(Step::Ids) else {
+        return Ok(trial);
+    };
+    if trial.map == IdMap::Single {
+        return Ok(trial);
     }
-    Ok(Trial { map, ..trial })
+    // Where more ids cannot be had, one may still be enough.
+    let single = attempt_with(&IdMap::Single, dir)?;
+    match single.can(Step::Ids) {
+        true => Ok(Trial {
+            more_ids: Some(refused.to_string()),
+            ..single
+        }),
+        false => Ok(trial),
+    }
 }
 
 fn attempt_with(map: &IdMap, dir: Option<&Path>) -> Result<Trial, ProbeError> {
@@ -174,10 +185,7 @@ fn attempt_with(map: &IdMap, dir: Option<&Path>) -> Result<Trial, ProbeError> {
         .stderr(Stdio::null())
         .spawn();
     let mut child = Reaped(spawned.map_err(|e| ProbeError::new("start a probe", e))?);
-    let mut trial = Trial {
-        map: map.clone(),
-        steps: Vec::new(),
-    };
+    let mut trial = Trial::new(map.clone(), Vec::new());
     let output = child.0.stdout.take();
     let lines = BufReader::new(output.ok_or_else(|| {
         ProbeError::new("hear a probe", io::Error::from(io::ErrorKind::BrokenPipe))
