@@ -103,16 +103,38 @@ fn forbidden_user_namespaces_are_found_with_their_knob() {
 
 #[test]
 fn a_masked_proc_is_found() {
-    if !can_be_taken_away() {
+    // Only root can mask it and be itself afterwards.
+    if !can_be_taken_away() || !rustix::process::geteuid().is_root() {
         return;
     }
-    // As container engines mask it.
+    // As container engines do.
     let mask = "mount -t tmpfs none /proc/sys && exec \"$@\"";
-    let report = Report::new(within(&["--mount"], mask, &["doctor", "--json"]));
+    let output = Command::new("unshare")
+        .args([
+            "--mount", "sh", "-c", mask, "sh", BOXWRIGHT, "doctor", "--json",
+        ])
+        .output()
+        .unwrap();
+    let report = Report::new(output);
     let (state, text) = report.of("own /proc");
     assert_eq!(state, "missing", "{text}");
     assert!(text.contains("systempaths=unconfined"), "{text}");
     assert_eq!(report.of("namespaces").0, "good");
+}
+
+#[test]
+fn root_of_a_container_with_one_id_is_told_that_it_needs_more() {
+    if !can_be_taken_away() {
+        return;
+    }
+    let report = Report::new(within(&[], "exec \"$@\"", &["doctor", "--json"]));
+    let (state, text) = report.of("user ids");
+    assert_eq!(
+        (state.as_str(), report.output.status.code()),
+        ("missing", Some(1)),
+        "{text}"
+    );
+    assert!(text.contains("uid_map"), "{text}");
 }
 
 #[test]

@@ -59,7 +59,8 @@ fn none_left(missing: &[(Level, String)]) -> String {
 
 /// What level full lacks here.
 fn full_is_missing(host: &HostConfig) -> Result<String, Failure> {
-    let probed = Host::probe(&host.state_dir).map_err(|e| Failure::new(Exit::Software, e))?;
+    let probed = Host::probe(&host.state_dir, host.first_uid)
+        .map_err(|e| Failure::new(Exit::Software, e))?;
     let lacks = lacks_for_full(&probed);
     Ok(match lacks.is_empty() {
         true => "this build has no such level".to_owned(),

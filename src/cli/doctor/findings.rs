@@ -321,6 +321,7 @@ mod tests {
                 missing: Vec::new(),
             },
             landlock: Some(6),
+            other_first_uid: None,
             sub_ids: SubIds::default(),
             state_dir: StateDir {
                 nearest: "/var/lib/boxwright".into(),
@@ -347,7 +348,7 @@ mod tests {
             stopped |= refused.is_some() && matches!(step, Step::User | Step::Ids | Step::Mounts);
             (step, attempt)
         });
-        Trial::new(IdMap::Range(0x7000_0000, 65_536), went.into())
+        Trial::new(IdMap::Taken(0x7000_0000), went.into())
     }
 
     #[test]
@@ -400,6 +401,13 @@ mod tests {
             (
                 "Docker with seccomp off",
                 open(plain, &[(Step::Proc, libc::EPERM)], true),
+            ),
+            (
+                "root of a container",
+                Host {
+                    other_first_uid: Some(65_534),
+                    ..open(plain, &[(Step::Ids, libc::EPERM)], true)
+                },
             ),
             (
                 "no capabilities",
@@ -475,7 +483,7 @@ mod tests {
         ] {
             let went = known.iter().map(|step| (*step, Attempt::Done)).collect();
             let host = Host {
-                trial: Trial::new(IdMap::Range(0x7000_0000, 65_536), went),
+                trial: Trial::new(IdMap::Taken(0x7000_0000), went),
                 ..able()
             };
             assert!(lacks_for_full(&host)[0].contains("died"), "{known:?}");

@@ -33,6 +33,9 @@ pub(super) struct DoctorCommand {
     /// The worker's state directory [default: that of a worker of this user]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// The first of the ids of a root worker's actions
+    #[arg(long, value_name = "N", default_value_t = 0x7000_0000)]
+    first_uid: u32,
     /// One JSON object instead of lines
     #[arg(long)]
     json: bool,
@@ -43,7 +46,8 @@ impl DoctorCommand {
         let here = self.state_dir.or_else(|| Host::here().state_dir);
         let dir = here.unwrap_or_else(|| "/var/lib/boxwright".into());
         let dir = std::path::absolute(&dir).unwrap_or(dir);
-        let host = probe::Host::probe(&dir).map_err(|e| Failure::new(Exit::Software, e))?;
+        let host = probe::Host::probe(&dir, self.first_uid)
+            .map_err(|e| Failure::new(Exit::Software, e))?;
         let findings = findings(&host);
         let able = !findings.iter().any(|f| f.state == State::Missing);
         match self.json {

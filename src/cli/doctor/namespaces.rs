@@ -66,56 +66,52 @@ fn restricted(knobs: &Knobs) -> Option<(String, String)> {
 pub(super) fn ids(host: &Host) -> Finding {
     let name = "user ids";
     let trial = &host.trial;
-    if let Attempt::Refused(error) = trial.of(Step::Ids) {
-        let (what, remedy) = restricted(&host.knobs).unwrap_or_else(|| {
-            (
-                "the ids of a user namespace cannot be set".to_owned(),
-                "give the worker CAP_SETUID and CAP_SETGID, or install newuidmap (package uidmap)"
-                    .to_owned(),
-            )
-        });
-        return less(name, State::Missing, format!("{what} ({error})"), remedy);
-    }
-    if matches!(trial.of(Step::Ids), Attempt::NotTried) {
-        return died(name);
-    }
-    match &trial.map {
-        IdMap::Range(first, count) => {
-            good(name, format!("{count} inside, from {first} on outside"))
+    match trial.of(Step::Ids) {
+        Attempt::Done => {}
+        Attempt::NotTried => return died(name),
+        Attempt::Refused(error) => {
+            let (what, remedy) = refused_ids(host);
+            return less(name, State::Missing, format!("{what} ({error})"), remedy);
         }
-        IdMap::Subordinate(..) if trial.map.ids() >= 65_536 => good(
-            name,
-            format!(
-                "{} inside, from /etc/subuid and /etc/subgid",
-                trial.map.ids()
-            ),
-        ),
-        IdMap::Subordinate(..) => less(
-            name,
-            State::Weaker,
-            format!("{} inside", trial.map.ids()),
-            "give the worker's user 65536 in /etc/subuid and /etc/subgid, so that actions can have every usual id",
-        ),
+    }
+    let apart = "one for actions, one for what looks after them";
+    match &trial.map {
+        IdMap::Taken(first) => good(name, format!("{first} and the next: {apart}")),
+        IdMap::Subordinate(..) => good(name, format!("our own and a subordinate one: {apart}")),
         IdMap::Single => less(
             name,
             State::Weaker,
-            "one inside, so that actions can have no other users",
-            single(host),
+            "one only, so that namespaces alone keep an action from what looks after it",
+            second_id(host),
         ),
     }
 }
 
-fn single(host: &Host) -> String {
+fn refused_ids(host: &Host) -> (String, String) {
+    if let Some(restricted) = restricted(&host.knobs) {
+        return restricted;
+    }
+    let refused = "a user namespace cannot be given ids".to_owned();
+    let remedy = match (host.root, host.other_first_uid) {
+        (true, Some(other)) => format!(
+            "those of --first-uid do not exist in this container; --first-uid {other} does, or run the worker as another user than root"
+        ),
+        (true, None) => "give the worker CAP_SETUID and CAP_SETGID and more ids than one (/proc/self/uid_map), or run it as \
+                         another user than root"
+            .to_owned(),
+        (false, _) => "the kernel or a filter of system calls forbids it; see the kernel's log".to_owned(),
+    };
+    (refused, remedy)
+}
+
+/// What it takes to have a second id.
+fn second_id(host: &Host) -> String {
     let SubIds {
         uids,
         gids,
         newuidmap,
         newgidmap,
     } = &host.sub_ids;
-    if host.root {
-        return "give this container more ids than it has (/proc/self/uid_map), up to 1879113727"
-            .to_owned();
-    }
     let mut wants = Vec::new();
     if uids.is_empty() || gids.is_empty() {
         wants.push("a line USER:100000:65536 for the worker's user in /etc/subuid and /etc/subgid");
@@ -123,12 +119,9 @@ fn single(host: &Host) -> String {
     if newuidmap.is_none() || newgidmap.is_none() {
         wants.push("newuidmap and newgidmap, set-uid root (package uidmap or shadow-utils)");
     }
-    match wants.is_empty() {
-        true => match &host.trial.more_ids {
-            Some(refused) => format!("{refused}; mend what it names"),
-            None => "give it more in /etc/subuid and /etc/subgid".to_owned(),
-        },
-        false => format!("it takes {}", wants.join(" and ")),
+    match &host.trial.more_ids {
+        Some(refused) => format!("{refused}; mend what it names"),
+        None => format!("it takes {}", wants.join(", and ")),
     }
 }
 

@@ -56,7 +56,7 @@ pub struct Host {
     pub root: bool,
     /// The kernel's release.
     pub kernel: String,
-    /// The architecture's name for system calls that the kernel lacks.
+    /// System calls that are needed and that it lacks.
     pub missing_calls: Vec<Call>,
     /// What became of an attempt to do what an action needs.
     pub trial: Trial,
@@ -68,6 +68,8 @@ pub struct Host {
     pub cgroups: Cgroups,
     /// The version of Landlock; `None` if the kernel has none, or it is switched off.
     pub landlock: Option<u32>,
+    /// Where the ids of a root daemon do not exist in our user namespace, some that do, for `--first-uid`.
+    pub other_first_uid: Option<u32>,
     /// Subordinate ids.
     pub sub_ids: SubIds,
     /// The state directory.
@@ -75,8 +77,8 @@ pub struct Host {
 }
 
 impl Host {
-    /// Probes this host for a daemon with this state directory.
-    pub fn probe(dir: &Path) -> Result<Host, ProbeError> {
+    /// Probes this host for a daemon with this state directory and, if it is root, these ids for its actions.
+    pub fn probe(dir: &Path, first_uid: u32) -> Result<Host, ProbeError> {
         let sub_ids = sub_ids();
         let state_dir = state_dir(dir);
         Ok(Host {
@@ -86,11 +88,16 @@ impl Host {
                 .to_string_lossy()
                 .into_owned(),
             missing_calls: missing_calls(),
-            trial: attempt(&sub_ids, Some(dir).filter(|_| state_dir.usable()))?,
+            trial: attempt(
+                &sub_ids,
+                first_uid,
+                Some(dir).filter(|_| state_dir.usable()),
+            )?,
             knobs: knobs(),
             fuse: fuse(),
             cgroups: cgroups(),
             landlock: landlock_abi(),
+            other_first_uid: id_map::other_first_uid(&id_map::own_ids(), first_uid),
             sub_ids,
             state_dir,
         })

@@ -153,22 +153,16 @@ impl Line {
 }
 
 /// Makes a child try, with an overlay in `dir` if there is one.
-pub fn attempt(sub_ids: &SubIds, dir: Option<&Path>) -> Result<Trial, ProbeError> {
-    let trial = attempt_with(&IdMap::best(sub_ids), dir)?;
-    let Attempt::Refused(refused) = trial.of(Step::Ids) else {
-        return Ok(trial);
-    };
-    if trial.map == IdMap::Single {
-        return Ok(trial);
-    }
-    // Where more ids cannot be had, one may still be enough.
-    let single = attempt_with(&IdMap::Single, dir)?;
-    match single.can(Step::Ids) {
-        true => Ok(Trial {
-            more_ids: Some(refused.to_string()),
-            ..single
-        }),
-        false => Ok(trial),
+pub fn attempt(sub_ids: &SubIds, first_uid: u32, dir: Option<&Path>) -> Result<Trial, ProbeError> {
+    let trial = attempt_with(&IdMap::best(sub_ids, first_uid), dir)?;
+    match (trial.of(Step::Ids), &trial.map) {
+        // Where a subordinate id cannot be had, its own is still enough.
+        (Attempt::Refused(refused), IdMap::Subordinate(..)) => {
+            let more_ids = Some(refused.to_string());
+            let single = attempt_with(&IdMap::Single, dir)?;
+            Ok(Trial { more_ids, ..single })
+        }
+        _ => Ok(trial),
     }
 }
 

@@ -18,12 +18,11 @@ pub struct SubIds {
 }
 
 impl SubIds {
-    /// The largest range of each, if both programs are there.
-    pub fn largest(&self) -> Option<(Range<u32>, Range<u32>)> {
-        let largest = |ranges: &[Range<u32>]| ranges.iter().max_by_key(|r| r.len()).cloned();
+    /// The first user and group, if both programs are there.
+    pub fn first(&self) -> Option<(u32, u32)> {
         self.newuidmap.as_ref()?;
         self.newgidmap.as_ref()?;
-        Some((largest(&self.uids)?, largest(&self.gids)?))
+        Some((self.uids.first()?.start, self.gids.first()?.start))
     }
 }
 
