@@ -115,13 +115,14 @@ impl Engine {
         live: Option<Arc<dyn LiveOutput>>,
     ) -> Result<Self, Failure> {
         let broken = |e: &dyn std::fmt::Display| Failure::new(Exit::Software, e);
-        let sandboxes = prepared.join(host, &host.state_dir.join(INPUTS)).await?;
-        let levels = sandboxes.levels();
         let cas = Cas::new(store.clone(), source);
         let inputs = match host.inputs {
             InputStrategy::Staged => Staged::new(cas.clone(), host.state_dir.join(INPUTS)),
         };
         let inputs = inputs.map_err(|e| broken(&e))?;
+        // A launcher of a daemon without root looks at the directory of the input roots: it must be there.
+        let sandboxes = prepared.join(host, &host.state_dir.join(INPUTS)).await?;
+        let levels = sandboxes.levels();
         log(host, &store, &sandboxes);
         let settings = settings(host, &store)?;
         let runner = Runner::new(RunnerParts {

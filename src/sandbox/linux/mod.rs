@@ -14,6 +14,7 @@ mod launcher;
 mod network;
 mod outside;
 mod places;
+pub mod probe;
 pub mod profile;
 mod read_only;
 mod rules;
