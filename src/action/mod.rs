@@ -10,6 +10,7 @@ mod publish;
 mod resolve;
 mod runner;
 mod settings;
+mod usage;
 
 use prost_types::Any;
 

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::ending::{out_of_memory, timed_out};
 use super::publish::{self, Stream};
 use super::resolve::{self, Resolved};
+use super::usage;
 use super::{Ending, Finished, LiveOutput, Settings};
 use crate::cas::Cas;
 use crate::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
@@ -215,6 +216,9 @@ impl Runner {
             .duration_since(outcome.started)
             .unwrap_or_default();
         metadata.virtual_execution_duration = Some(time::duration(ran));
+        metadata
+            .auxiliary_metadata
+            .extend(usage::messages(&outcome.usage));
         journey.record.execute = ran;
         journey.record.usage = outcome.usage;
         (journey.progress)(metadata.clone());
