@@ -258,8 +258,11 @@ impl SlotGroup {
         if let Some(pids) = &mut self.controls.pids {
             pids.limit(limits.pids)?;
         }
-        if let Some(cpu) = &mut self.controls.cpu {
-            cpu.limit(limits.cpu_milli)?;
+        if let Some(cpu) = &mut self.controls.cpu
+            && cpu.limit(limits.cpu_milli)?
+        {
+            // What waited for its next period when it died is counted when the quota goes.
+            self.counters = None;
         }
         Ok(())
     }
