@@ -7,7 +7,9 @@ mod common;
 use std::time::Duration;
 
 use boxwright::action::Ending;
-use boxwright::reapi::proto::re;
+use boxwright::reapi::any::unpack;
+use boxwright::reapi::proto::boxwright::CommandUsage;
+use boxwright::reapi::proto::{buildbox, re};
 use common::{Bench, F, action, sh};
 use tokio_util::sync::CancellationToken;
 
@@ -313,4 +315,29 @@ async fn all_timestamps_are_there_and_in_order() {
     .to_vec();
     assert!(times.is_sorted(), "{times:?}");
     assert!(m.virtual_execution_duration.is_some());
+}
+
+#[tokio::test]
+async fn what_the_command_used_is_in_its_result() {
+    let bench = Bench::new(|_| {});
+    let script = sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done");
+    let result = bench.run(script, bench.root(&[])).await.result.unwrap();
+    let auxiliary = result.execution_metadata.unwrap().auxiliary_metadata;
+    let statistics: buildbox::ExecutionStatistics = auxiliary
+        .iter()
+        .find_map(unpack)
+        .expect("BuildBox's form")
+        .unwrap();
+    let rusage = statistics.command_rusage.unwrap();
+    let user = rusage.utime.unwrap();
+    assert!(user.seconds > 0 || user.nanos > 0);
+    assert!(rusage.maxrss > 100, "KiB");
+    let own: CommandUsage = auxiliary
+        .iter()
+        .find_map(unpack)
+        .expect("our own form")
+        .unwrap();
+    assert!(["wait4", "cgroup-v1", "cgroup-v2"].contains(&&*own.source));
+    assert_eq!(own.user_time, Some(user));
+    assert_eq!(own.largest_process_bytes / 1024, rusage.maxrss as u64);
 }

@@ -11,6 +11,7 @@ use super::ending::{out_of_memory, timed_out};
 use super::isolation::isolation;
 use super::publish::{self, Stream};
 use super::resolve::{self, Resolved};
+use super::usage;
 use super::{Ending, Finished, LiveOutput, Settings};
 use crate::cas::{self, Cas, Held};
 use crate::config::Owner;
@@ -19,7 +20,7 @@ use crate::observe::{self, ActionRecord};
 use crate::outputs::{self, CollectRequest, Collected, OutputError};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction, time};
-use crate::sandbox::{CommandSpec, End, Outcome, Sandbox, Sandboxes, StreamSpec};
+use crate::sandbox::{CommandSpec, End, Inputs, Outcome, Sandbox, Sandboxes, StreamSpec};
 use crate::scheduler::Lease;
 use crate::tree::TreeStore;
 
@@ -218,6 +219,10 @@ impl Runner {
             argv: resolved.command.argv.clone(),
             env: resolved.command.env.clone(),
             root: staged.path().to_owned(),
+            inputs: Inputs {
+                bytes: resolved.tree.bytes,
+                nodes: resolved.tree.nodes,
+            },
             cwd: (&resolved.command.working_directory).into(),
             timeout: resolved.timeout.map(|(length, _)| length),
             grace: settings.grace,
@@ -238,6 +243,9 @@ impl Runner {
             .duration_since(outcome.started)
             .unwrap_or_default();
         metadata.virtual_execution_duration = Some(time::duration(ran));
+        metadata
+            .auxiliary_metadata
+            .extend(usage::messages(&outcome.usage));
         journey.record.execute = ran;
         journey.record.usage = outcome.usage;
         (journey.progress)(metadata.clone());

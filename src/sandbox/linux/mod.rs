@@ -7,6 +7,7 @@
 
 mod action;
 pub mod cgroup;
+pub mod disk;
 mod identity;
 mod init;
 mod kind;
