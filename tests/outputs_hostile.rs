@@ -583,3 +583,25 @@ fn collecting_stops_when_nobody_wants_it() {
     cancel.cancel();
     assert!(matches!(collecting.join().unwrap(), OutputError::Cancelled));
 }
+
+/// Hashing this sparse file would take most of an hour.
+#[test]
+fn a_file_that_the_store_cannot_take_is_refused_before_it_is_read() {
+    let mut world = world();
+    world.store = LocalStore::open(StoreConfig {
+        root: world.dir.path().join("small"),
+        high_water: 1 << 30,
+        low_water: 1 << 29,
+        free_floor: 0,
+    })
+    .unwrap();
+    world.request.limits.bytes = u64::MAX;
+    let vast = std::fs::File::create(world.path("vast")).unwrap();
+    vast.set_len(1 << 42).unwrap();
+    let error = world.beyond(&["vast"]);
+    assert!(
+        error.contains("vast") && error.contains("cas-quota-high"),
+        "{error}"
+    );
+    assert_eq!(world.store.usage().blobs, 0);
+}

@@ -11,6 +11,7 @@ mod publish;
 mod resolve;
 mod runner;
 mod settings;
+mod usage;
 
 use prost_types::Any;
 

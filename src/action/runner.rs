@@ -11,15 +11,16 @@ use super::ending::{out_of_memory, timed_out};
 use super::isolation::isolation;
 use super::publish::{self, Stream};
 use super::resolve::{self, Resolved};
+use super::usage;
 use super::{Ending, Finished, LiveOutput, Settings};
-use crate::cas::Cas;
+use crate::cas::{self, Cas, Held};
 use crate::config::Owner;
 use crate::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
 use crate::observe::{self, ActionRecord};
 use crate::outputs::{self, CollectRequest, Collected, OutputError};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction, time};
-use crate::sandbox::{CommandSpec, End, Outcome, Sandbox, Sandboxes, StreamSpec};
+use crate::sandbox::{CommandSpec, End, Inputs, Outcome, Sandbox, Sandboxes, StreamSpec};
 use crate::scheduler::Lease;
 use crate::tree::TreeStore;
 
@@ -94,7 +95,8 @@ impl Runner {
             record: ActionRecord::of(lease, slot),
         };
         let begun = Instant::now();
-        let finished = match self.phases(&mut journey).await {
+        let whose = resolve::request_metadata(lease);
+        let finished = match cas::on_behalf_of(whose, self.phases(&mut journey)).await {
             Ok(finished) => finished,
             Err(ending) => Finished::without_result(ending),
         };
@@ -217,6 +219,10 @@ impl Runner {
             argv: resolved.command.argv.clone(),
             env: resolved.command.env.clone(),
             root: staged.path().to_owned(),
+            inputs: Inputs {
+                bytes: resolved.tree.bytes,
+                nodes: resolved.tree.nodes,
+            },
             cwd: (&resolved.command.working_directory).into(),
             timeout: resolved.timeout.map(|(length, _)| length),
             grace: settings.grace,
@@ -237,6 +243,9 @@ impl Runner {
             .duration_since(outcome.started)
             .unwrap_or_default();
         metadata.virtual_execution_duration = Some(time::duration(ran));
+        metadata
+            .auxiliary_metadata
+            .extend(usage::messages(&outcome.usage));
         journey.record.execute = ran;
         journey.record.usage = outcome.usage;
         (journey.progress)(metadata.clone());
@@ -273,6 +282,7 @@ impl Runner {
         let gathered = self.gather(request, function, outcome, notice).await?;
         let Gathered {
             collected,
+            held,
             stdout,
             stderr,
         } = gathered;
@@ -298,7 +308,7 @@ impl Runner {
             .chain(streams.into_iter().flatten())
             .collect();
         or_cancelled(journey.cancel, async {
-            let published = self.parts.cas.publish(&blobs).await;
+            let published = self.parts.cas.publish_held(&blobs, &held).await;
             published.map_err(|e| Ending::Infrastructure(e.to_string()))
         })
         .await?;
@@ -339,6 +349,7 @@ impl Runner {
         notice: String,
     ) -> Result<Gathered, Ending> {
         let store = self.parts.cas.local().clone();
+        let mut held = self.parts.cas.hold();
         let inline = self.parts.settings.inline_output;
         let work = move || {
             let stream = |captured, notice: &str| {
@@ -348,7 +359,8 @@ impl Runner {
             Ok(Gathered {
                 stdout: stream(outcome.stdout, "")?,
                 stderr: stream(outcome.stderr, &notice)?,
-                collected: outputs::collect(&store, &request),
+                collected: outputs::collect_and_hold(&store, &request, &mut held),
+                held,
             })
         };
         tokio::task::spawn_blocking(work)
@@ -369,6 +381,7 @@ fn remove(staged: Box<dyn StagedRoot>) {
 
 struct Gathered {
     collected: Result<Collected, OutputError>,
+    held: Held,
     stdout: Stream,
     stderr: Stream,
 }

@@ -20,7 +20,7 @@ pub struct Settings {
     pub max_timeout: Option<Duration>,
     /// Between SIGTERM and SIGKILL.
     pub grace: Duration,
-    /// Bytes kept of each output stream; the rest is dropped and said to be.
+    /// Bytes kept of each output stream, of its two ends; that the middle is left out is said.
     pub keep_output: u64,
     /// Output streams of at most this many bytes travel inside the result, larger ones as blobs.
     pub inline_output: usize,

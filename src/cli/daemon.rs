@@ -115,13 +115,14 @@ impl Engine {
         live: Option<Arc<dyn LiveOutput>>,
     ) -> Result<Self, Failure> {
         let broken = |e: &dyn std::fmt::Display| Failure::new(Exit::Software, e);
-        let sandboxes = prepared.join(host, &host.state_dir.join(INPUTS)).await?;
-        let levels = sandboxes.levels();
         let cas = Cas::new(store.clone(), source);
         let inputs = match host.inputs {
             InputStrategy::Staged => Staged::new(cas.clone(), host.state_dir.join(INPUTS)),
         };
         let inputs = inputs.map_err(|e| broken(&e))?;
+        // A launcher of a daemon without root looks at the directory of the input roots: it must be there.
+        let sandboxes = prepared.join(host, &host.state_dir.join(INPUTS)).await?;
+        let levels = sandboxes.levels();
         log(host, &store, &sandboxes);
         let settings = settings(host, &store)?;
         let runner = Runner::new(RunnerParts {
@@ -198,7 +199,8 @@ fn settings(host: &HostConfig, store: &LocalStore) -> Result<action::Settings, F
         },
         output_limits: OutputLimits {
             nodes: limits.output_nodes,
-            bytes: limits.output_bytes,
+            // All outputs of an action are in the CAS together before the first is uploaded.
+            bytes: limits.output_bytes.min(store.largest_blob()),
             ..OutputLimits::default()
         },
         default_timeout: limits.default_timeout,
@@ -294,6 +296,14 @@ fn log(host: &HostConfig, store: &LocalStore, sandboxes: &Sandboxes) {
         tracing::info!(
             "sandbox level process: actions run {users}; it does NOT hide the host's files, network and processes from \
              them: run only actions of people who may use this host"
+        );
+    }
+    let (asked, most) = (host.limits.output_bytes, store.largest_blob());
+    if asked > most {
+        tracing::info!(
+            "the outputs of an action may take {}, the size of the local CAS (cas-quota-high); max-output-bytes would allow {}",
+            rough_size(most),
+            rough_size(asked)
         );
     }
     let usage = store.usage();

@@ -3,6 +3,7 @@
 mod blobs;
 mod cas;
 mod daemon;
+mod doctor;
 mod exit;
 mod materialise;
 mod memory;
@@ -42,6 +43,7 @@ enum What {
     Standalone(standalone::StandaloneCommand),
     Run(run::RunCommand),
     Cas(cas::CasCommand),
+    Doctor(doctor::DoctorCommand),
 }
 
 /// Runs the program; called before any thread exists.
@@ -52,6 +54,7 @@ pub fn main() -> ExitCode {
         What::Standalone(command) => command.run(),
         What::Run(command) => command.run(),
         What::Cas(command) => command.run(),
+        What::Doctor(command) => command.run(),
     };
     done.unwrap_or_else(|failure| exit::tell(&failure))
 }
@@ -84,6 +87,7 @@ mod tests {
             vec!["cas", "get"],
             vec!["cas", "tree"],
             vec!["cas", "stat"],
+            vec!["doctor"],
         ] {
             let mut found = &mut command;
             for name in &path {

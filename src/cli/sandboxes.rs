@@ -5,12 +5,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::doctor::lacks_for_full;
 use super::exit::{Exit, Failure};
 use crate::config::HostConfig;
+use crate::sandbox::linux::probe::Host;
 use crate::sandbox::linux::profile::Profiles;
 use crate::sandbox::linux::{FullConfig, FullSandbox};
 use crate::sandbox::process::ProcessSandbox;
-use crate::sandbox::{Launchers, Level, Limits, Named, Sandbox, Sandboxes};
+use crate::sandbox::{Launchers, Level, Limits, Named, Sandbox, SandboxError, Sandboxes};
 
 /// Sandboxes that are begun.
 pub(super) struct Prepared {
@@ -74,7 +76,7 @@ impl Prepared {
         if let Some((launchers, profiles)) = self.full {
             match full(launchers, profiles, host, roots).await {
                 Ok(sandbox) => sandboxes.full = Some(Arc::new(sandbox)),
-                Err(error) => missing.push((Level::Full, error.to_string())),
+                Err(error) => missing.push((Level::Full, why(host, &error).await?)),
             }
         }
         if let Some(launchers) = self.process {
@@ -96,12 +98,25 @@ impl Prepared {
     }
 }
 
+/// What level full lacks here: as the doctor says it if it knows, else what went wrong.
+async fn why(host: &HostConfig, error: &SandboxError) -> Result<String, Failure> {
+    let (dir, first_uid) = (host.state_dir.clone(), host.first_uid);
+    let probed = super::blobs::blocking(move || {
+        Host::probe(&dir, first_uid).map_err(|e| Failure::new(Exit::Software, e))
+    });
+    let lacks = lacks_for_full(&probed.await?);
+    Ok(match lacks.is_empty() {
+        true => error.to_string(),
+        false => lacks.join("; "),
+    })
+}
+
 async fn full(
     launchers: Launchers,
     profiles: Profiles,
     host: &HostConfig,
     roots: &Path,
-) -> Result<FullSandbox, crate::sandbox::SandboxError> {
+) -> Result<FullSandbox, SandboxError> {
     for name in host.profile_names() {
         if let Some(profile) = profiles.get(name) {
             tracing::info!("sandbox profile {name}: {}", profile.hash);

@@ -55,7 +55,7 @@ impl WorkerCommand {
             let store = super::blobs::blocking(move || daemon::store(&host)).await?;
             let cas: Arc<dyn BlobSource> = Arc::new(RemoteCas::new(remote(&config))?);
             let live: Option<Arc<dyn LiveOutput>> = match &config.logstream {
-                Some(endpoint) => Some(Arc::new(LogStreams::new(endpoint)?)),
+                Some(endpoint) => Some(Arc::new(LogStreams::new(endpoint, &config.credentials)?)),
                 None => None,
             };
             let engine = Engine::new(&config.host, store, prepared, Some(cas), live).await?;
@@ -83,7 +83,7 @@ fn reachable(config: WorkerConfig) -> Result<WorkerConfig, Failure> {
         .into_iter()
         .chain(&config.logstream)
     {
-        endpoint.dialer()?;
+        endpoint.dialer(&config.credentials)?;
     }
     Ok(config)
 }
@@ -91,6 +91,7 @@ fn reachable(config: WorkerConfig) -> Result<WorkerConfig, Failure> {
 fn remote(config: &WorkerConfig) -> RemoteConfig {
     RemoteConfig {
         endpoint: config.cas.clone(),
+        credentials: config.credentials.clone(),
         instance: config.instance.clone(),
         retries: config.patience.retries,
         retry_delay: config.patience.delay,
@@ -114,6 +115,7 @@ fn rwapi(config: &WorkerConfig, levels: &[Level]) -> RwapiConfig {
         .into(),
         capacity: config.host.slots,
         priority: config.priority,
+        credentials: config.credentials.clone(),
         ..RwapiConfig::new(config.bots.clone())
     }
 }

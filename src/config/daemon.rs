@@ -7,7 +7,7 @@ use super::origin::ConfigError;
 use super::settings::Settings;
 use super::strategy::{self, StrategyConfig};
 use super::units::Amount;
-use super::{Endpoint, Listen};
+use super::{Credentials, Endpoint, Listen};
 use crate::sandbox::Level;
 
 /// How input roots are shown.
@@ -128,6 +128,8 @@ pub struct WorkerConfig {
     pub cas: Endpoint,
     /// Where live output goes.
     pub logstream: Option<Endpoint>,
+    /// What all of them are shown.
+    pub credentials: Credentials,
     /// The instance name.
     pub instance: String,
     /// How patient to be with remotes.
@@ -164,6 +166,7 @@ impl WorkerConfig {
             bots: remote("bots-remote")?,
             cas: remote("cas-remote")?,
             logstream: settings.url("logstream-remote"),
+            credentials: credentials(settings)?,
             instance,
             patience: Patience {
                 retries: number(settings, "retry-limit")?,
@@ -238,6 +241,20 @@ impl HostConfig {
         let base = (!self.require_platform).then_some(&self.base);
         self.strategies.iter().chain(base)
     }
+}
+
+fn credentials(settings: &Settings) -> Result<Credentials, ConfigError> {
+    let identity = match (settings.path("tls-cert"), settings.path("tls-key")) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => return Err(settings.refuse("tls-cert", "it needs --tls-key as well")),
+        (None, Some(_)) => return Err(settings.refuse("tls-key", "it needs --tls-cert as well")),
+    };
+    Ok(Credentials {
+        ca: settings.path("tls-ca"),
+        identity,
+        token: settings.path("token-file"),
+    })
 }
 
 fn unset(key: &'static str) -> ConfigError {
@@ -420,6 +437,9 @@ mod tests {
             "remote = 'http://h:1'\ninstance = 'a/blobs'",
             "remote = 'http://h:1'\ninstance = '/a'",
             "remote = 'http://h:1'\nname = ''",
+            "remote = 'http://h:1'\ntls-cert = '/c'",
+            "remote = 'http://h:1'\ntls-key = '/k'",
+            "remote = 'http://h:1'\ntls-ca = 'c'",
             "remote = 'http://user:secret@h:1'",
             "remote = 'http://h:1'\nrequire-platform = true",
             "remote = 'http://h:1'\nsandbox = 'process'\nroot = 'input'",

@@ -131,6 +131,14 @@ keys! {
             "The CAS that holds inputs and takes outputs";
         "logstream-remote" for Worker: Kind::Url, Unset,
             "Where the scheduler's LogStream write names lead, for output while it is written";
+        "tls-ca" for Worker: Kind::File, Unset,
+            "A PEM file with certificates that https:// remotes are verified against, beside those that this machine trusts";
+        "tls-cert" for Worker: Kind::File, Unset,
+            "A PEM file with the certificate that is shown to https:// remotes";
+        "tls-key" for Worker: Kind::File, Unset,
+            "A PEM file with the private key of --tls-cert";
+        "token-file" for Worker: Kind::File, Unset,
+            "A file with a token that all remotes are sent with each call (authorization: Bearer ...); read again when it changes";
         "instance" for Worker: Kind::Text(256), Is(""),
             "The instance name at all remotes";
         "retry-limit" for Worker: Kind::Number(0, 100), Is("4"),
@@ -188,7 +196,7 @@ keys! {
     }
     "Limits" {
         "keep-output": Kind::Size, Is("64M"),
-            "How much of each of stdout and stderr is kept; the rest is dropped, and the action's stderr says so";
+            "How much of each of stdout and stderr is kept, half from its beginning and half from its end; an action that writes more fails";
         "inline-output": Kind::Size, Is("16K"),
             "Up to this size stdout and stderr travel in the result itself, larger ones as blobs";
         "max-input-nodes": Kind::Number(1, u64::MAX), Is("10000000"),

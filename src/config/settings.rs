@@ -300,7 +300,7 @@ impl Settings {
         }
     }
 
-    /// A directory, if one is set.
+    /// A directory or file, if one is set.
     pub fn path(&self, key: &'static str) -> Option<PathBuf> {
         match &self.get(key)?.value {
             Value::Path(path) => Some(path.clone()),

@@ -42,6 +42,8 @@ pub enum Kind {
     },
     /// An absolute directory.
     Directory,
+    /// The absolute path of a file.
+    File,
     /// One of a few words.
     Choice(&'static [&'static str]),
     /// What to log: a level, or levels by module.
@@ -73,7 +75,7 @@ pub enum Value {
     Amount(Amount),
     /// Of [`Kind::Time`]; `None` is `none`.
     Time(Option<Duration>),
-    /// Of [`Kind::Directory`].
+    /// Of [`Kind::Directory`] and [`Kind::File`].
     Path(PathBuf),
     /// Of [`Kind::Pairs`].
     Pairs(Vec<(String, String)>),
@@ -107,6 +109,7 @@ impl Kind {
                 format!("a length of time{from} (250ms, 30s, 5m, 2h{or})")
             }
             Kind::Directory => "an absolute directory".into(),
+            Kind::File => "the absolute path of a file".into(),
             Kind::Choice(words) => words.join(" or "),
             Kind::LogFilter => {
                 "error, warn, info, debug or trace, or levels by module (info,boxwright::cas=debug)"
@@ -131,6 +134,7 @@ impl Kind {
             Kind::Amount => "SIZE|PERCENT",
             Kind::Time { .. } => "TIME",
             Kind::Directory => "DIR",
+            Kind::File => "FILE",
             Kind::Choice(_) => "WORD",
             Kind::LogFilter => "LEVEL",
             Kind::Pairs => "KEY=VALUE",
@@ -192,7 +196,7 @@ impl Kind {
                     .then_some(Value::Time(Some(length)))
                     .ok_or_else(refused)
             }
-            Kind::Directory if text.starts_with('/') && !text.contains('\0') => {
+            Kind::Directory | Kind::File if text.starts_with('/') && !text.contains('\0') => {
                 Ok(Value::Path(text.into()))
             }
             Kind::Choice(words) if words.contains(&text) => Ok(Value::Text(text.to_owned())),

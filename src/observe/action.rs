@@ -110,6 +110,7 @@ pub fn action_line(record: &ActionRecord) {
         Ending::OutOfMemory { .. } | Ending::Cancelled | Ending::Preempted => (None, None),
     };
     let ms = |length: Duration| length.as_millis() as u64;
+    let ran = record.usage != Usage::default();
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
@@ -126,6 +127,11 @@ pub fn action_line(record: &ActionRecord) {
                 upload_ms = ms(record.publish),
                 total_ms = ms(record.total),
                 cpu_ms = ms(record.usage.user + record.usage.system),
+                peak_kib = record.usage.peak_memory.map(|bytes| bytes / 1024),
+                rss_kib = ran.then_some(record.usage.max_rss / 1024),
+                read_bytes = record.usage.io.map(|io| io.read),
+                written_bytes = record.usage.io.map(|io| io.written),
+                usage_of = ran.then_some(record.usage.source.name()),
                 files_in = record.input_files,
                 bytes_in = record.input_bytes,
                 blobs_out = record.output_blobs,
@@ -151,6 +157,7 @@ mod tests {
     use crate::reapi::DigestFunction;
     use crate::reapi::proto::re;
     use crate::reapi::status::MissingBlob;
+    use crate::sandbox::{Io, UsageSource};
 
     fn lease() -> Lease {
         Lease {
@@ -194,6 +201,18 @@ mod tests {
             Ending::Cancelled,
             Ending::Preempted,
         ];
+        let used = Usage {
+            user: Duration::from_millis(90),
+            system: Duration::from_millis(20),
+            max_rss: 10 << 20,
+            peak_memory: Some(12 << 20),
+            io: Some(Io {
+                read: 0,
+                written: 4_096,
+            }),
+            source: UsageSource::CgroupV2,
+            ..Usage::default()
+        };
         let text = lines(Style::Journal, || {
             for ending in endings {
                 let ran = matches!(ending, Ending::Exited(_));
@@ -208,6 +227,7 @@ mod tests {
                     input_bytes: 81_920,
                     output_blobs: 1,
                     output_bytes: 4_096,
+                    usage: if ran { used } else { Usage::default() },
                     ..ActionRecord::of(&lease(), 2)
                 });
             }

@@ -13,7 +13,8 @@ use crate::tree::{check_name, quote};
 /// What kind of output is at a path.
 #[derive(Debug)]
 pub(super) enum Thing {
-    File,
+    /// As it was when it was looked at.
+    File(Box<Stat>),
     Directory,
     Symlink(String),
 }
@@ -100,7 +101,7 @@ fn examine(
         Err(error) => return Err(unreachable(error, path)),
     };
     Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Thing::File,
+        FileType::RegularFile => Thing::File(Box::new(stat)),
         FileType::Directory => Thing::Directory,
         FileType::Symlink => Thing::Symlink(target(directory, name, path)?),
         _ => return Err(refused(path, special(&stat))),
@@ -141,7 +142,7 @@ fn matches_declaration(output: &OutputPath, thing: &Thing) -> Result<(), OutputE
         (OutputKind::File, Thing::Directory) => {
             "is a directory, but it is declared as a file (output_files)"
         }
-        (OutputKind::Directory, Thing::File) => {
+        (OutputKind::Directory, Thing::File(_)) => {
             "is a file, but it is declared as a directory (output_directories)"
         }
         _ => return Ok(()),

@@ -15,7 +15,7 @@ use super::look::{special, target, unreachable};
 use super::take::{Pending, Take, Taken};
 use super::{CollectRequest, OutputError, beyond, failed, join, refused};
 use crate::beneath::{self, Links};
-use crate::cas::LocalStore;
+use crate::cas::{Held, LocalStore};
 use crate::reapi::Digest;
 use crate::reapi::proto::re;
 use crate::tree::quote;
@@ -80,6 +80,7 @@ impl<'r> Walk<'r> {
     pub(super) fn new(
         store: &'r Arc<LocalStore>,
         request: &'r CollectRequest,
+        held: &'r mut Held,
     ) -> Result<Self, OutputError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, &request.root, flags, Mode::empty())
@@ -91,7 +92,7 @@ impl<'r> Walk<'r> {
             found: Found::default(),
             listed: BTreeMap::new(),
             linked: HashMap::new(),
-            take: Take::new(store, request.function, request.cancel.clone()),
+            take: Take::new(store, request.function, request.cancel.clone(), held),
             nodes: 0,
             bytes: 0,
             want_mtime: wants("mtime"),
@@ -132,8 +133,8 @@ impl<'r> Walk<'r> {
         Ok(Node::Directory(number))
     }
 
-    /// The file at `path`.
-    pub(super) fn file(&mut self, path: &str) -> Result<Node, OutputError> {
+    /// The file at `path`, which was looked at.
+    pub(super) fn file(&mut self, path: &str, stat: &Stat) -> Result<Node, OutputError> {
         if let Some(node) = self.known(path) {
             return Ok(node);
         }
@@ -154,13 +155,14 @@ impl<'r> Walk<'r> {
                 fd
             }
         };
-        let stat = rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed("look at", path))?;
-        self.take_file(&directory, name, path, &stat)
+        self.take_file(&directory, name, path, stat)
     }
 
     /// What a listing says of `path`, if one covers it.
     fn known(&self, path: &str) -> Option<Node> {
+        if self.listed.is_empty() {
+            return None;
+        }
         let cuts = [0, path.len()]
             .into_iter()
             .chain(path.match_indices('/').map(|(at, _)| at));
@@ -289,7 +291,15 @@ impl<'r> Walk<'r> {
                 format!("brings the outputs to more than {limit} bytes; it has {size} itself");
             return Err(beyond(path, problem));
         }
-        let file = open_file(directory, name, path, stat)?;
+        // Before it is hashed, which takes as long as it is large.
+        let most = self.take.largest();
+        if size > most {
+            let problem = format!(
+                "has {size} bytes, which is more than the {most} that fit into the CAS of this worker (cas-quota-high)"
+            );
+            return Err(beyond(path, problem));
+        }
+        let (file, opened) = open_file(directory, name, path, stat)?;
         let number = self.found.files.len();
         if stat.st_nlink > 1 {
             self.linked.insert(id(stat), number);
@@ -302,6 +312,7 @@ impl<'r> Walk<'r> {
         let pending = Pending {
             number,
             file,
+            stat: opened,
             directory: directory.clone(),
             name: name.into(),
             path: path.into(),
@@ -336,15 +347,21 @@ impl<'r> Walk<'r> {
     }
 }
 
-/// Opens a file that was just looked at, and makes sure that it is the same one.
+/// Opens a file that was just looked at, and makes sure that it is the same one; gives what it is now.
 fn open_file(
     directory: &OwnedFd,
     name: &str,
     path: &str,
     looked_at: &Stat,
-) -> Result<File, OutputError> {
+) -> Result<(File, Stat), OutputError> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = beneath::entry(directory, name, flags)
+    // The time of the last access would be written to the journal, for each file that is hashed.
+    let file = beneath::entry(directory, name, flags | OFlags::NOATIME)
+        .or_else(|error| match error {
+            // For the owner and root only.
+            Errno::PERM => beneath::entry(directory, name, flags),
+            error => Err(error),
+        })
         .or_else(|error| match error {
             Errno::ACCESS => {
                 let found = beneath::entry(directory, name, OFlags::PATH | OFlags::NOFOLLOW)?;
@@ -360,7 +377,7 @@ fn open_file(
     {
         return Err(refused(path, "changed while it was collected"));
     }
-    Ok(file.into())
+    Ok((file.into(), stat))
 }
 
 /// Makes a directory of ours usable again that the command made read-only: files are moved out of it.

@@ -16,6 +16,7 @@ macro_rules! named {
 }
 
 named! {
+    super::proto::boxwright::CommandUsage = "boxwright.CommandUsage",
     super::proto::re::Action = "build.bazel.remote.execution.v2.Action",
     super::proto::re::ActionResult = "build.bazel.remote.execution.v2.ActionResult",
     super::proto::re::Digest = "build.bazel.remote.execution.v2.Digest",

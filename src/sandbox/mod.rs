@@ -15,7 +15,9 @@ pub use levels::{Named, NoSandbox, Sandboxes};
 pub use slot::{Launchers, UidRange};
 
 pub use outcome::{Captured, End, Io, Outcome, SpillFile, Usage, UsageSource};
-pub use spec::{CommandSpec, DEFAULT_PROFILE, Identity, Limits, RootShape, StreamSpec, View};
+pub use spec::{
+    CommandSpec, DEFAULT_PROFILE, Identity, Inputs, Limits, RootShape, StreamSpec, View,
+};
 
 use crate::config::Owner;
 

@@ -18,6 +18,8 @@ pub struct CommandSpec {
     pub env: Vec<(OsString, OsString)>,
     /// The input root on the host; absolute.
     pub root: PathBuf,
+    /// What is in the input root before the command starts.
+    pub inputs: Inputs,
     /// The working directory, relative to `root` and within it.
     pub cwd: PathBuf,
     /// How long the command may run; `None` is for ever.
@@ -53,6 +55,15 @@ pub struct Limits {
     pub disk_bytes: Option<u64>,
     /// Files and directories that the command may make below its root.
     pub disk_nodes: Option<u64>,
+}
+
+/// What an input root holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inputs {
+    /// Bytes in its files.
+    pub bytes: u64,
+    /// Its files, directories and links.
+    pub nodes: u64,
 }
 
 /// What a command sees of the world.
@@ -138,7 +149,8 @@ impl Default for Identity {
 pub struct StreamSpec {
     /// Bytes kept in memory; beyond, the stream goes to a file in `spill_dir`.
     pub memory: usize,
-    /// Bytes kept at all; what comes after is read and dropped, and counted.
+    /// Bytes kept at all: half of them from the beginning, half from the end, and between them a line that says how many
+    /// are left out.
     pub keep: u64,
     /// Where the file goes: a directory on the local store's file system.
     pub spill_dir: PathBuf,

@@ -23,7 +23,7 @@ pub(crate) use decode::check_name;
 pub use decode::decode;
 pub use disk::{DiskError, DiskTree, from_disk};
 pub use fetch::{fetch, fetch_known};
-pub use hash::{READ_BUFFER, digest_file, digest_file_unless};
+pub use hash::{READ_BUFFER, digest_file, digest_file_unless, read_small};
 pub use lookup::Node;
 pub use merge::{MergeError, merge};
 pub use store::TreeStore;

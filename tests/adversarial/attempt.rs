@@ -48,6 +48,7 @@ pub(crate) fn spec(root: &Path, argv: &[&str]) -> CommandSpec {
             .map(|(name, value)| (name.into(), value.into()))
             .to_vec(),
         root: root.into(),
+        inputs: Default::default(),
         cwd: PathBuf::new(),
         timeout: Some(Duration::from_secs(20)),
         grace: Duration::ZERO,

@@ -6,7 +6,7 @@
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +15,7 @@ use std::{env, fs, thread};
 const WORLD: &str = "BOXWRIGHT_TEST_WORLD";
 /// In the worker's environment and no command's.
 pub(crate) const SECRET: &str = "BOXWRIGHT_TEST_SECRET";
+const BOXWRIGHT: &str = env!("CARGO_BIN_EXE_boxwright");
 /// What is in the host's files, and nowhere else.
 pub(crate) const HOSTS: &[u8] = b"of the host and nobody else's";
 /// The ordinary user that a daemon without root is.
@@ -57,16 +58,23 @@ pub(crate) fn enter(name: &str, user: User, body: impl AsyncFnOnce()) {
             .args(["--clear-groups", "--"]);
         chown(dir.path().join("scratch"), Some(ORDINARY), Some(ORDINARY)).unwrap();
     }
-    let status = command
+    let output = command
         .arg(dir.path().join("test"))
         .args(["--exact", name, "--nocapture"])
         .env(WORLD, dir.path())
         .env(SECRET, "the-worker-s-own")
         .env("TMPDIR", dir.path().join("scratch"))
         .current_dir("/")
-        .status()
+        .output()
         .unwrap();
-    assert!(status.success(), "{name} in its world: {status}");
+    // By these macros, which the test's own harness shows if it fails.
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{name} in its world: {}",
+        output.status
+    );
 }
 
 /// The files of a world; what runs in it may be another user.
@@ -80,8 +88,13 @@ fn build(dir: &Path) {
         mode(directory, 0o755);
     }
     // The build's own directory may be closed to others.
-    fs::copy(env::current_exe().unwrap(), dir.join("test")).unwrap();
-    fs::copy(env!("CARGO_BIN_EXE_boxwright"), dir.join("boxwright")).unwrap();
+    let test = env::current_exe().unwrap();
+    for (name, program) in [("test", test.as_path()), ("boxwright", BOXWRIGHT.as_ref())] {
+        let place = dir.join(name);
+        if fs::hard_link(program, &place).is_err() {
+            fs::copy(program, &place).unwrap();
+        }
+    }
     for probe in ["probe", "host/interpreter", "suid"] {
         fs::copy(compiled(), dir.join(probe)).unwrap();
     }
@@ -195,6 +208,10 @@ impl World {
         }
         if let Ok(address) = echo(DNS).or_else(already(DNS)) {
             words.push(("{dns}", address.to_string()));
+        }
+        // A set-uid program that is not root's is worth nothing.
+        if fs::metadata(dir.join("suid")).unwrap().uid() == 0 {
+            words.push(("{suid}", "./suid".to_owned()));
         }
         World { dir, victim, words }
     }

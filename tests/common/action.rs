@@ -1,12 +1,14 @@
 //! One worker without a scheduler: a store, staged inputs, the process sandbox and a runner, and
 //! short ways of putting an action together.
 
+#![allow(dead_code)] // each test file uses its own part
+
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use boxwright::action::{Finished, Runner, RunnerParts, Settings, Strategies};
-use boxwright::cas::{Cas, LocalStore, StoreConfig};
+use boxwright::cas::{BlobSource, Cas, LocalStore, StoreConfig};
 use boxwright::inputs::staged::Staged;
 use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
@@ -45,14 +47,30 @@ pub(crate) fn settings(scratch: std::path::PathBuf) -> Settings {
 impl Bench {
     /// `change` may alter the settings.
     pub(crate) fn new(change: impl FnOnce(&mut Settings)) -> Self {
+        Bench::with_remote(None, change)
+    }
+
+    /// What is not local comes from `remote`, and outputs go there.
+    pub(crate) fn with_remote(
+        remote: Option<Arc<dyn BlobSource>>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let launchers =
             Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), Level::Process, 1).unwrap();
         let sandbox = ProcessSandbox::new(launchers, 0x7000_0000).unwrap();
-        Bench::with(Arc::new(sandbox), change)
+        Bench::with_all(Arc::new(sandbox), remote, change)
     }
 
     /// With a sandbox of another kind.
     pub(crate) fn with(sandbox: Arc<dyn Sandbox>, change: impl FnOnce(&mut Settings)) -> Self {
+        Bench::with_all(sandbox, None, change)
+    }
+
+    fn with_all(
+        sandbox: Arc<dyn Sandbox>,
+        remote: Option<Arc<dyn BlobSource>>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Commands run as another user and must be able to reach their input root.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
@@ -63,7 +81,7 @@ impl Bench {
             free_floor: 0,
         })
         .unwrap();
-        let cas = Cas::new(store.clone(), None);
+        let cas = Cas::new(store.clone(), remote);
         let mut settings = settings(store.scratch().to_owned());
         settings.strategies = Strategies::at(&[sandbox.level()]);
         change(&mut settings);

@@ -138,6 +138,7 @@ impl Bed {
             argv: argv.into_iter().map(Into::into).collect(),
             env: vec![("PATH".into(), PATH.into())],
             root: self.root(),
+            inputs: Default::default(),
             cwd: PathBuf::new(),
             timeout: None,
             grace: Duration::ZERO,

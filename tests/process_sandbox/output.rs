@@ -47,7 +47,10 @@ async fn output_beyond_the_cap_is_counted_and_still_seen_live() {
     let outcome = bed.run(spec).await;
     assert_eq!(outcome.end, End::Exited(0));
     assert_eq!(outcome.stderr_dropped, 7 * MIB);
-    assert_eq!(text(&outcome.stderr).len() as u64, 3 * MIB);
+    let line = format!("\n[boxwright: {} bytes are left out here]\n", 7 * MIB);
+    let kept = text(&outcome.stderr);
+    assert_eq!(kept.len() as u64, 3 * MIB + line.len() as u64);
+    assert_eq!(kept.find(&line), Some(3 * MIB as usize / 2));
     let mut live = 0;
     while let Some(piece) = receive.recv().await {
         live += piece.len() as u64;

@@ -40,7 +40,6 @@ pub(super) struct Actions<'a> {
     told: &'a SetUpMessage,
     template: Template,
     network: Option<Network>,
-    cgroups: Vec<OwnedFd>,
     null: File,
     /// Commands have rules.
     landlock: bool,
@@ -86,13 +85,11 @@ impl<'a> Actions<'a> {
         told: &'a SetUpMessage,
         template: Template,
         network: Option<Network>,
-        cgroups: Vec<OwnedFd>,
     ) -> Result<Self, LauncherError> {
         Ok(Actions {
             told,
             template,
             network,
-            cgroups,
             null: File::open("/dev/null").map_err(call("open /dev/null"))?,
             landlock: told.landlock && sys::landlock_version() >= LANDLOCK,
             stacks: Stacks::default(),
@@ -155,9 +152,10 @@ impl<'a> Actions<'a> {
         let (stdout, stderr) = (next(true)?, next(true)?);
         let root = next(run.root_fd)?;
         let memfd = next(run.in_memfd)?;
-        let (Some(stdout), Some(stderr), None) = (stdout, stderr, fds.next()) else {
+        let (Some(stdout), Some(stderr)) = (stdout, stderr) else {
             return Err(failure(Step::Request, libc::EBADF));
         };
+        let cgroups: Vec<OwnedFd> = fds.collect();
         let read = memfd.map(|memfd| read_strings(memfd, run)).transpose()?;
         let strings = Strings::decode(run, read.as_deref().unwrap_or(inline))
             .map_err(|_| failure(Step::Request, libc::EPROTO))?;
@@ -180,7 +178,7 @@ impl<'a> Actions<'a> {
         let program = strings.argv.first().copied().unwrap_or_default();
         let candidates = candidates(program, &strings.env);
         let candidates: Vec<&CStr> = candidates.iter().map(|c| c.as_c_str()).collect();
-        let cgroups: Vec<RawFd> = self.cgroups.iter().map(|fd| fd.as_raw_fd()).collect();
+        let cgroups: Vec<RawFd> = cgroups.iter().map(|fd| fd.as_raw_fd()).collect();
         let base = CString::new(BUILD).unwrap_or_default();
         let plan = Plan {
             program: Program::new(&candidates, &strings.argv, &strings.env),

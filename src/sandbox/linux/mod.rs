@@ -7,6 +7,7 @@
 
 mod action;
 pub mod cgroup;
+pub mod disk;
 mod identity;
 mod init;
 mod kind;
@@ -14,6 +15,7 @@ mod launcher;
 mod network;
 mod outside;
 mod places;
+pub mod probe;
 pub mod profile;
 mod read_only;
 mod rules;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use prost::Message;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::{Cgroups, SlotGroup};
+use super::disk;
 use super::kind::{self, Kind};
 use super::outside::Ids;
 use super::places::Places;
@@ -23,7 +24,9 @@ use crate::sandbox::slot::launchers::Launchers;
 use crate::sandbox::slot::request::sealed;
 use crate::sandbox::slot::run::{self, Ran, Run};
 use crate::sandbox::slot::seat::{Seat, SetUp};
-use crate::sandbox::{CommandSpec, Level, Limits, Outcome, RootShape, Sandbox, SandboxError, View};
+use crate::sandbox::{
+    CommandSpec, Inputs, Level, Limits, Outcome, RootShape, Sandbox, SandboxError, View,
+};
 
 /// After so many commands a launcher is replaced, whatever happened.
 const COMMANDS: u32 = 10_000;
@@ -126,14 +129,8 @@ impl FullSandbox {
                 action: "tell a launcher what its commands see".into(),
                 source,
             };
-            let join = slot.group.as_ref().map_or(&[][..], |group| group.join());
-            let join = join
-                .iter()
-                .map(OwnedFd::try_clone)
-                .collect::<Result<_, _>>();
             let set_up = SetUp {
                 message: sealed(&message.encode_to_vec()).map_err(fail)?,
-                fds: join.map_err(fail)?,
             };
             slot.seat.set_up(Arc::new(set_up));
             slot.kind = Some(kind);
@@ -227,13 +224,24 @@ impl Sandbox for FullSandbox {
             Some(group) => Some(group.begin(&spec.limits).map_err(broken)?),
             None => None,
         };
+        let cgroups = match &slot.group {
+            Some(group) => group.join().iter().map(OwnedFd::try_clone).collect(),
+            None => Ok(Vec::new()),
+        };
+        let cgroups = cgroups.map_err(fail("pass the slot's cgroups on".into()))?;
+        let watched = CancellationToken::new();
+        let exceeded = watch(&spec, slot.group.as_ref(), watched.clone())
+            .map_err(fail("watch what the command writes".into()))?;
+        // Whatever becomes of the run, nobody watches what is over.
+        let _over = watched.drop_guard();
         let uid = spec.view.user.uid;
         let run = Run {
             spec,
             cancel,
             root,
+            cgroups,
             uid: Some(uid),
-            exceeded: Box::pin(std::future::pending()),
+            exceeded,
         };
         let ran = run::run(&mut slot.seat, run).await;
         // Whatever became of it: what a dead launcher's command used has been used.
@@ -259,4 +267,32 @@ impl Sandbox for FullSandbox {
         }
         Ok(outcome)
     }
+}
+
+/// Completes when the command has written more than it may.
+fn watch(
+    spec: &CommandSpec,
+    group: Option<&SlotGroup>,
+    over: CancellationToken,
+) -> std::io::Result<run::Exceeded> {
+    // What its inputs take on the disk is not known to the byte: each file is rounded up to a block.
+    const BLOCK: u64 = 4096;
+    let Inputs { bytes, nodes } = spec.inputs;
+    let before = disk::Content {
+        bytes: bytes.saturating_add(nodes.saturating_mul(BLOCK)),
+        nodes,
+    };
+    let Some(bounds) = disk::Bounds::new(&spec.limits, before) else {
+        return Ok(Box::pin(std::future::pending()));
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(CWD, &spec.root, flags, Mode::empty())?;
+    let lister = group.map(SlotGroup::lister);
+    let processes = move || lister.as_ref().map_or_else(Vec::new, |list| list());
+    Ok(Box::pin(async move {
+        match disk::watch(dir, bounds, processes, over).await {
+            Some(what) => what,
+            None => std::future::pending().await,
+        }
+    }))
 }

@@ -117,6 +117,7 @@ impl Sandbox for ProcessSandbox {
             spec,
             cancel,
             root: None,
+            cgroups: Vec::new(),
             uid,
             exceeded: Box::pin(std::future::pending()),
         };

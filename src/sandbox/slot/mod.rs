@@ -13,6 +13,7 @@ pub(super) mod raw;
 pub(super) mod request;
 pub(super) mod run;
 pub(super) mod seat;
+pub(super) mod spill;
 pub(super) mod streams;
 pub(super) mod sys;
 pub(super) mod uids;

@@ -30,6 +30,7 @@ pub(in crate::sandbox) struct RunRequest {
     strings: Vec<u8>,
     memfd: Option<OwnedFd>,
     root: Option<OwnedFd>,
+    cgroups: Vec<OwnedFd>,
 }
 
 fn fault(message: String) -> Refusal {
@@ -44,11 +45,13 @@ fn setup(action: impl Into<String>, source: impl Into<io::Error>) -> Refusal {
 }
 
 impl RunRequest {
-    /// `root` is a detached mount of the input root, for launchers that cannot see the path.
+    /// `root` is a detached mount of the input root, for launchers that cannot see the path; `cgroups` is where the command writes
+    /// 0 to enter its cgroups.
     pub(in crate::sandbox) fn new(
         spec: &CommandSpec,
         user: Option<SlotUser>,
         root: Option<OwnedFd>,
+        cgroups: Vec<OwnedFd>,
     ) -> Result<RunRequest, Refusal> {
         let strings = strings(spec)?;
         let header = RunHeader {
@@ -76,6 +79,7 @@ impl RunRequest {
             strings,
             memfd,
             root,
+            cgroups,
         })
     }
 
@@ -90,11 +94,10 @@ impl RunRequest {
         let header = Request::Run(RunHeader { id, ..self.header }).encode();
         let mut fds = vec![stdout, stderr];
         fds.extend(self.root.as_ref().map(|root| root.as_fd()));
+        fds.extend(self.memfd.as_ref().map(|memfd| memfd.as_fd()));
+        fds.extend(self.cgroups.iter().map(|cgroup| cgroup.as_fd()));
         match &self.memfd {
-            Some(memfd) => {
-                fds.push(memfd.as_fd());
-                channel::send(socket, &[IoSlice::new(&header)], &fds)
-            }
+            Some(_) => channel::send(socket, &[IoSlice::new(&header)], &fds),
             None => channel::send(
                 socket,
                 &[IoSlice::new(&header), IoSlice::new(&self.strings)],
@@ -204,6 +207,7 @@ mod tests {
             argv: vec!["cc".into()],
             env: vec![("A".into(), "1=2".into()), ("B".into(), "".into())],
             root: "/root".into(),
+            inputs: Default::default(),
             cwd: "sub".into(),
             timeout: None,
             grace: Duration::ZERO,
@@ -224,6 +228,7 @@ mod tests {
                 killer: 5000,
             }),
             None,
+            Vec::new(),
         )
         .unwrap();
         assert_eq!(request.strings, b"/root\0sub\0cc\0A=1=2\0B=\0");
@@ -254,7 +259,7 @@ mod tests {
         for (break_it, expected) in breaks {
             let mut spec = spec();
             break_it(&mut spec);
-            match RunRequest::new(&spec, None, None) {
+            match RunRequest::new(&spec, None, None, Vec::new()) {
                 Err(Refusal::Command(End::NotStarted { code: 126, message })) => {
                     assert!(message.contains(expected), "{message}");
                 }
@@ -264,7 +269,7 @@ mod tests {
         let mut spec = spec();
         spec.root = "relative".into();
         assert!(matches!(
-            RunRequest::new(&spec, None, None),
+            RunRequest::new(&spec, None, None, Vec::new()),
             Err(Refusal::Sandbox(_))
         ));
     }

@@ -52,6 +52,8 @@ pub(in crate::sandbox) struct Run {
     pub(in crate::sandbox) cancel: CancellationToken,
     /// A detached mount of the input root.
     pub(in crate::sandbox) root: Option<OwnedFd>,
+    /// Where the command writes 0 to enter its cgroups.
+    pub(in crate::sandbox) cgroups: Vec<OwnedFd>,
     /// Whom the command runs as, for what is said of it.
     pub(in crate::sandbox) uid: Option<u32>,
     /// Completes when the command has gone beyond a bound, with its name.
@@ -75,6 +77,7 @@ pub(in crate::sandbox) async fn run(seat: &mut Seat, run: Run) -> Result<Ran, Sa
         mut spec,
         cancel,
         root,
+        cgroups,
         uid,
         exceeded,
     } = run;
@@ -85,7 +88,7 @@ pub(in crate::sandbox) async fn run(seat: &mut Seat, run: Run) -> Result<Ran, Sa
     if cancel.is_cancelled() {
         return Ok(at_once(End::Cancelled));
     }
-    let request = match RunRequest::new(&spec, seat.user, root) {
+    let request = match RunRequest::new(&spec, seat.user, root, cgroups) {
         Ok(request) => request,
         Err(Refusal::Command(end)) => return Ok(at_once(end)),
         Err(Refusal::Sandbox(error)) => return Err(error),

@@ -1,22 +1,20 @@
 //! One output stream of a command: read from a pipe as it comes, kept in memory while it is short, in a file once it
-//! is not, counted and dropped beyond the cap. The command never waits for us longer than a disk write takes.
+//! is not. Of one that is longer than the cap the beginning and the end are kept, half of the cap each, with a line between
+//! them that says how much is not there. The command never waits for us longer than a disk write takes.
 //!
 //! Reading ends at the end of file or, once the launcher has said that the command is over, with what is in the
 //! pipe then: a write end that found its way to some other process must not hold the worker up.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
 use tokio_util::sync::CancellationToken;
 
+use super::spill::{Ends, Spill};
 use super::sys;
-use crate::sandbox::{Captured, SpillFile, StreamSpec};
+use crate::sandbox::{Captured, StreamSpec};
 
 /// Most that is read at once: what a pipe holds.
 const READ_MOST: usize = 64 * 1024;
@@ -29,7 +27,7 @@ const WRITE_SIZE: usize = 256 * 1024;
 #[derive(Debug)]
 pub(in crate::sandbox) struct Stream {
     pub(in crate::sandbox) captured: Captured,
-    /// Bytes beyond the cap.
+    /// Bytes beyond the cap, which are missing in the middle.
     pub(in crate::sandbox) dropped: u64,
 }
 
@@ -42,11 +40,11 @@ pub(in crate::sandbox) async fn capture(
     rustix::io::ioctl_fionbio(&pipe, true)?;
     let pipe = sys::watch(pipe)?;
     let mut keeper = Keeper {
+        ends: Ends::of(spec.keep),
         spec,
         buffer: Vec::new(),
         spill: None,
-        kept: 0,
-        dropped: 0,
+        total: 0,
     };
     loop {
         let readable = tokio::select! {
@@ -77,12 +75,12 @@ pub(in crate::sandbox) async fn capture(
 
 struct Keeper {
     spec: StreamSpec,
-    /// What is kept and not in the file.
+    ends: Ends,
+    /// What was read and is not in the file.
     buffer: Vec<u8>,
     spill: Option<Spill>,
-    /// Bytes kept so far.
-    kept: u64,
-    dropped: u64,
+    /// Bytes read so far.
+    total: u64,
 }
 
 impl Keeper {
@@ -90,11 +88,8 @@ impl Keeper {
     fn read(&mut self, pipe: &OwnedFd, most: usize) -> rustix::io::Result<usize> {
         let before = self.buffer.len();
         // Doubling, so that the short outputs of most commands take little.
-        let room = match self.dropped {
-            0 => before.clamp(READ_LEAST, READ_MOST).min(most),
-            _ => most,
-        };
-        self.buffer.reserve(room);
+        self.buffer
+            .reserve(before.clamp(READ_LEAST, READ_MOST).min(most));
         let got =
             rustix::io::retry_on_intr(|| rustix::io::read(pipe, spare_capacity(&mut self.buffer)))?;
         let piece = &self.buffer[before..];
@@ -110,11 +105,7 @@ impl Keeper {
                 self.spec.live = None;
             }
         }
-        let allowed = self.spec.keep - self.kept;
-        let take = (got as u64).min(allowed);
-        self.kept += take;
-        self.dropped += got as u64 - take;
-        self.buffer.truncate(before + take as usize);
+        self.total += got as u64;
         Ok(got)
     }
 
@@ -130,18 +121,18 @@ impl Keeper {
     async fn write(&mut self) -> io::Result<()> {
         let spill = self.spill.take();
         let dir = self.spec.spill_dir.clone();
+        let ends = self.ends;
         let mut buffer = std::mem::take(&mut self.buffer);
-        let (spill, buffer) = tokio::task::spawn_blocking(move || {
+        let (spill, buffer) = blocking(move || {
             let mut spill = match spill {
                 Some(spill) => spill,
-                None => Spill::create(&dir)?,
+                None => Spill::create(&dir, ends)?,
             };
-            spill.file.write_all(&buffer)?;
+            spill.write(&buffer)?;
             buffer.clear();
-            io::Result::Ok((spill, buffer))
+            Ok((spill, buffer))
         })
-        .await
-        .map_err(io::Error::other)??;
+        .await?;
         self.spill = Some(spill);
         self.buffer = buffer;
         Ok(())
@@ -152,12 +143,13 @@ impl Keeper {
             self.write().await?;
         }
         let captured = match self.spill.take() {
-            Some(spill) => Captured::File {
-                path: spill.hand_over(),
-                size: self.kept,
-            },
+            Some(spill) => {
+                let (dir, memory) = (self.spec.spill_dir, self.spec.memory);
+                blocking(move || spill.finish(&dir, memory)).await?
+            }
             None => {
                 let mut buffer = std::mem::take(&mut self.buffer);
+                self.ends.cut(&mut buffer);
                 if buffer.capacity() > 2 * buffer.len() {
                     buffer.shrink_to_fit();
                 }
@@ -166,59 +158,24 @@ impl Keeper {
         };
         Ok(Stream {
             captured,
-            dropped: self.dropped,
+            dropped: self.ends.left_out(self.total),
         })
     }
 }
 
-/// The file of a long stream; removed unless it is handed over.
-struct Spill {
-    path: PathBuf,
-    file: File,
-    handed_over: bool,
-}
-
-impl Spill {
-    fn create(dir: &Path) -> io::Result<Spill> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        loop {
-            let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path = dir.join(format!("stream-{}-{count}", std::process::id()));
-            let opened = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&path);
-            match opened {
-                // Left by a daemon that was killed and had the same process id.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                opened => {
-                    return Ok(Spill {
-                        file: opened?,
-                        path,
-                        handed_over: false,
-                    });
-                }
-            }
-        }
-    }
-
-    fn hand_over(mut self) -> SpillFile {
-        self.handed_over = true;
-        SpillFile::new(self.path.clone())
-    }
-}
-
-impl Drop for Spill {
-    fn drop(&mut self) {
-        if !self.handed_over {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::path::Path;
+
     use super::*;
     use tokio::sync::mpsc;
 
@@ -266,13 +223,40 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_beyond_the_cap_is_counted() {
+    async fn of_what_is_beyond_the_cap_both_ends_are_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let data: Vec<u8> = (0..700_000).map(|i| (i % 251) as u8).collect();
-        for (memory, keep) in [(10, 300_000), (1_000_000, 300_000), (10, 0), (0, 5)] {
+        let data: Vec<u8> = (0..700_001).map(|i| (i % 251) as u8).collect();
+        for (memory, keep) in [
+            (10, 300_001),
+            (1_000_000, 300_000),
+            (400_000, 300_000),
+            (10, 699_999),
+            (10, 70),
+            (10, 0),
+            (0, 1),
+            (0, 5),
+        ] {
             let stream = captured(data.clone(), spec(memory, keep, dir.path())).await;
-            assert_eq!(stream.dropped, 700_000 - keep);
-            assert!(content(stream.captured) == data[..keep as usize]);
+            let left_out = 700_001 - keep;
+            assert_eq!(stream.dropped, left_out);
+            let tail = (keep / 2) as usize;
+            let head = keep as usize - tail;
+            let line = format!("\n[boxwright: {left_out} bytes are left out here]\n");
+            let expected = [&data[..head], line.as_bytes(), &data[data.len() - tail..]].concat();
+            assert!(content(stream.captured) == expected, "{memory}, {keep}");
+        }
+        let left = std::fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(left, 0, "files");
+    }
+
+    #[tokio::test]
+    async fn what_just_fits_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let data: Vec<u8> = (0..300_001).map(|i| (i % 251) as u8).collect();
+        for memory in [10, 1_000_000] {
+            let stream = captured(data.clone(), spec(memory, 300_001, dir.path())).await;
+            assert_eq!(stream.dropped, 0);
+            assert!(content(stream.captured) == data);
         }
     }
 

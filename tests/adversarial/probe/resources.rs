@@ -190,11 +190,28 @@ fn descriptors(bound: usize) -> Verdict {
     .1
 }
 
-/// Two threads for a second; the bound is in percent of one processor.
+/// The bound is in percent of one processor. A machine may be busy with others for a while, hence three rounds.
 fn cpu(bound: usize) -> Verdict {
+    let mut most = 0;
+    for _ in 0..3 {
+        most = most.max(burn());
+        if most > bound {
+            return Verdict::Allowed(format!("{most} % of a processor"));
+        }
+    }
+    Verdict::Denied("NOTHING".into(), format!("beyond {most} %"))
+}
+
+/// What two threads get in a second, in percent of one processor.
+fn burn() -> usize {
     const CLOCK_PROCESS_CPUTIME_ID: i32 = 2;
-    let began = Instant::now();
-    let burn = move || {
+    let used = || {
+        let mut used = [0_i64; 2];
+        let _ = sys::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &raw mut used);
+        used[0] as f64 + used[1] as f64 / 1e9
+    };
+    let (began, before) = (Instant::now(), used());
+    let spin = move || {
         let mut x = 1_u64;
         while began.elapsed() < Duration::from_secs(1) {
             for _ in 0..10_000 {
@@ -202,17 +219,10 @@ fn cpu(bound: usize) -> Verdict {
             }
         }
     };
-    let other = std::thread::spawn(burn);
-    burn();
+    let other = std::thread::spawn(spin);
+    spin();
     let _ = other.join();
-    let mut used = [0_i64; 2];
-    let _ = sys::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &raw mut used);
-    let used = used[0] as f64 + used[1] as f64 / 1e9;
-    let percent = (used * 100.0 / began.elapsed().as_secs_f64()) as usize;
-    match percent > bound {
-        true => Verdict::Allowed(format!("{percent} % of a processor")),
-        false => Verdict::Denied("NOTHING".into(), format!("beyond {percent} %")),
-    }
+    ((used() - before) * 100.0 / began.elapsed().as_secs_f64()) as usize
 }
 
 /// The verdict goes to standard error: standard output is full.

@@ -235,6 +235,12 @@ impl SlotGroup {
         kill::processes(self.killing_dir())
     }
 
+    /// Like [`SlotGroup::processes`], for whoever looks from elsewhere; none if they cannot be told.
+    pub fn lister(&self) -> impl Fn() -> Vec<i32> + Send + Sync + 'static {
+        let dir = self.killing_dir().to_owned();
+        move || kill::processes(&dir).unwrap_or_default()
+    }
+
     /// Kills what is alive in the group, and blocks until it is dead, at most for `patience`.
     pub fn kill_all(&self, patience: Duration) -> Result<(), CgroupError> {
         kill::kill_all(self.killing_dir(), patience)
@@ -258,8 +264,11 @@ impl SlotGroup {
         if let Some(pids) = &mut self.controls.pids {
             pids.limit(limits.pids)?;
         }
-        if let Some(cpu) = &mut self.controls.cpu {
-            cpu.limit(limits.cpu_milli)?;
+        if let Some(cpu) = &mut self.controls.cpu
+            && cpu.limit(limits.cpu_milli)?
+        {
+            // What waited for its next period when it died is counted when the quota goes.
+            self.counters = None;
         }
         Ok(())
     }

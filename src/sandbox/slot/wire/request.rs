@@ -30,11 +30,10 @@ const FLAGS_KNOWN: u32 = 63;
 /// hit the next run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Start a command. Descriptors come with it: standard output and error, the mount of its root if there is one, and one that
-    /// holds the strings if they are not inline.
+    /// Start a command. Descriptors come with it: standard output and error, the mount of its root if there is one, one that holds
+    /// the strings if they are not inline, and those by which it enters its cgroups.
     Run(RunHeader),
-    /// Make ready for commands of one kind, once: a memfd with what they see comes with it, and the descriptors by which they
-    /// enter their cgroups.
+    /// Make ready for commands of one kind, once: a memfd with what they see comes with it.
     SetUp { id: u64 },
     /// SIGTERM to the command's session.
     Terminate { id: u64 },
