@@ -20,7 +20,8 @@ fn rooted() -> Option<Bed> {
     bed.mkdir("bin");
     bed.binary("bin/busybox", &shell);
     for applet in [
-        "sh", "cat", "id", "ls", "touch", "hostname", "env", "mkdir", "rm",
+        "sh", "cat", "id", "ls", "touch", "hostname", "env", "mkdir", "rm", "ln", "mv", "stat",
+        "chmod",
     ] {
         symlink("busybox", bed.root().join("bin").join(applet)).unwrap();
     }
@@ -157,7 +158,7 @@ async fn an_input_root_can_be_the_root() {
     spec.view = as_root(View::default());
     let seen = bed.says(spec).await;
     let lines: Vec<&str> = seen.lines().collect();
-    assert_eq!(lines[0], "/bin /dev /proc /tmp /var", "{seen}");
+    assert_eq!(lines[0], "/bin /dev /proc /tmp", "{seen}");
     assert_eq!(lines[1], "1000");
     assert_eq!(lines[3..], ["localhost", "opaque"], "{seen}");
     // What was made for the mounts is gone, what the command made is there.
@@ -211,6 +212,51 @@ async fn read_only_directories_stay_as_they_are() {
         assert_eq!(fs::read(bed.root().join("lib/file")).unwrap(), b"as it was");
         assert!(!bed.root().join("lib/new").exists() && !bed.root().join("lib/sub/new").exists());
         fs::remove_file(bed.root().join("made")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_read_only_root_is_writable_in_parts_and_files_move_between_them() {
+    let Some(bed) = rooted() else { return };
+    for path in [
+        "lib",
+        "work",
+        "work/here",
+        "work/beside",
+        "made",
+        "made/kept",
+    ] {
+        bed.mkdir(path);
+    }
+    for path in ["file", "lib/file", "made/kept/file"] {
+        bed.file(path, "as it was", 0o644);
+    }
+    let script = "cd /work/here; echo text > new; ln new /made/linked; mv new /made/moved; stat -c %h /made/moved; \
+                  touch /new /lib/new /work/new /work/beside/new /made/kept/new; chmod 600 /file /lib/file; \
+                  echo x >> /file; rm /lib/file /made/kept/file; mv /lib /bil; mkdir /work/made; \
+                  touch /tmp/new /dev/shm/new && echo memory";
+    let mut spec = bed.spec(["/bin/sh", "-c", script]);
+    spec.view = as_root(View::default());
+    spec.view.read_only = vec!["".into(), "made/kept".into()];
+    spec.view.writable = vec!["work/here".into(), "made".into()];
+    assert_eq!(bed.says(spec).await, "2\nmemory\n");
+    let at = |path: &str| bed.root().join(path);
+    assert!(at("made/linked").exists() && at("made/moved").exists());
+    for path in ["file", "lib/file", "made/kept/file"] {
+        assert_eq!(fs::read(at(path)).unwrap(), b"as it was", "{path}");
+        let mode = fs::metadata(at(path)).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o644, "{path}");
+    }
+    for path in [
+        "new",
+        "lib/new",
+        "work/new",
+        "work/beside/new",
+        "made/kept/new",
+        "bil",
+        "work/made",
+    ] {
+        assert!(!at(path).exists(), "{path}");
     }
 }
 
