@@ -6,6 +6,7 @@ mod bed;
 mod command;
 #[path = "../process_sandbox/ending.rs"]
 mod ending;
+mod limits;
 #[path = "../process_sandbox/output.rs"]
 mod output;
 mod view;

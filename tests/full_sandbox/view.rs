@@ -119,6 +119,26 @@ async fn it_is_alone_with_its_loopback() {
 }
 
 #[tokio::test]
+async fn settings_of_the_network_do_not_outlive_a_command() {
+    let bed = Bed::new();
+    for uid in [0, 1000] {
+        let user = Identity { uid, gid: uid };
+        let script = "echo 7 > /proc/sys/net/ipv4/ip_default_ttl; :";
+        let before = bed
+            .says(bed.shell("cat /proc/sys/net/ipv4/ip_default_ttl"))
+            .await;
+        for _ in 0..2 {
+            let mut spec = bed.shell(script);
+            spec.view.user = user;
+            assert_eq!(bed.run(spec).await.end, End::Exited(0));
+            let mut look = bed.shell("cat /proc/sys/net/ipv4/ip_default_ttl");
+            look.view.user = user;
+            assert_eq!(bed.says(look).await, before, "{uid}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_hosts_network_is_there_if_it_is_given() {
     let bed = Bed::new();
     let mut spec = bed.shell("readlink /proc/self/ns/net");

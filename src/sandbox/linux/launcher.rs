@@ -283,7 +283,7 @@ fn settle(told: &SetUpMessage) -> Result<(Template, Option<Network>), String> {
     };
     let template = Template::build(told).map_err(|e| e.to_string())?;
     let network = match network {
-        Some(()) => Some(Network::begin().map_err(|e| identity::no_network(&e))?),
+        Some(()) => Some(Network::begin(told.uid == 0).map_err(|e| identity::no_network(&e))?),
         None => None,
     };
     for limit in &told.limits {

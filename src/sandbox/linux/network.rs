@@ -14,24 +14,27 @@ use super::sys;
 pub(super) struct Network {
     /// Counts of sockets; `None` where the kernel does not tell.
     sockets: Option<File>,
+    /// Commands may change its settings (`/proc/sys/net`), as the kernel lets the user namespace's 0 do without capabilities.
+    changeable: bool,
 }
 
 impl Network {
     /// Takes the new namespace of this process into use.
-    pub(super) fn begin() -> io::Result<Network> {
+    pub(super) fn begin(changeable: bool) -> io::Result<Network> {
         sys::loopback_up()?;
         Ok(Network {
             sockets: File::open("/proc/thread-self/net/sockstat").ok(),
+            changeable,
         })
     }
 
     /// Makes sure that the next command finds nothing of the last one.
     pub(super) fn clean(&mut self) -> io::Result<()> {
-        if self.sockets.as_ref().is_some_and(is_clean) {
+        if !self.changeable && self.sockets.as_ref().is_some_and(is_clean) {
             return Ok(());
         }
         unshare(CloneFlags::CLONE_NEWNET)?;
-        *self = Network::begin()?;
+        *self = Network::begin(self.changeable)?;
         Ok(())
     }
 }

@@ -157,3 +157,40 @@ impl Writer {
         Place(self.reversed.len() - 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::machine;
+    use super::*;
+
+    /// A branch whose targets are `yes` and `no` instructions away.
+    fn branch_over(yes: usize, no: usize) -> Vec<machine::Raw> {
+        let mut writer = Writer::default();
+        let farthest = yes.max(no);
+        let places: Vec<Place> = (0..=farthest)
+            .map(|at| writer.push(RET_K, 0, 0, (farthest - at) as u32))
+            .collect();
+        let (yes, no) = (places[farthest - yes], places[farthest - no]);
+        let branch = writer.branch(Condition::Equal(7), yes, no);
+        writer.load(0, branch);
+        let program = writer.finish();
+        program.iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect()
+    }
+
+    #[test]
+    fn a_branch_finds_both_targets_however_far_they_are() {
+        let distances = [0, 1, 2, 253, 254, 255, 256, 257, 258, 1000];
+        for yes in distances {
+            for no in distances {
+                let program = branch_over(yes, no);
+                machine::check(&program);
+                let result = |number| machine::run(&program, &machine::data(number, 0, &[0; 6])).0;
+                assert_eq!(
+                    (result(7), result(8)),
+                    (yes as u32, no as u32),
+                    "{yes} {no}"
+                );
+            }
+        }
+    }
+}

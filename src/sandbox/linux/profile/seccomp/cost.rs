@@ -60,7 +60,7 @@ fn the_cost_of_installing_a_tree_and_a_list() {
     let machine = super::Arch::this().unwrap();
     for (name, policy) in super::tests::built_in() {
         let whole = super::tests::compiled(&policy, machine);
-        let (policy, list) = super::tests::both(&policy, machine);
+        let (policy, list) = super::against::both(&policy, machine);
         let programs = [super::tests::compiled(&policy, machine), list, whole];
         let mut times = [const { Vec::new() }; 3];
         for _ in 0..101 {

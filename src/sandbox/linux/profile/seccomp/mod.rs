@@ -3,6 +3,8 @@
 //! The program is a binary search over call numbers, because the kernel runs it once for every number when it is installed:
 //! a filter costs each action less the shorter its paths are (docs/RATIONALE.md).
 
+#[cfg(test)]
+mod against;
 mod bpf;
 pub mod constants;
 #[cfg(test)]
