@@ -202,10 +202,8 @@ impl Runner {
                     scope.spawn(move || plain(*prefix, &tree, program, share(slot)))
                 };
                 let threads: Vec<_> = (0..at_once).map(one).collect();
-                let ended = threads.into_iter().map(|thread| thread.join());
-                ended
-                    .map(|end| end.unwrap_or(Err("a thread panicked".into())))
-                    .collect()
+                let mut ended = threads.into_iter().map(|thread| thread.join());
+                ended.try_for_each(|end| end.unwrap_or(Err("a thread panicked".into())))
             }),
             Runner::Sandbox(runtime, sandbox, variant) => runtime.block_on(async {
                 let one = |slot| {

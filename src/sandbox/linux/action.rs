@@ -36,7 +36,6 @@ pub(super) struct Actions<'a> {
     told: &'a SetUpMessage,
     template: Template,
     network: Option<Network>,
-    cgroups: Vec<OwnedFd>,
     null: File,
     stacks: Stacks,
 }
@@ -80,13 +79,11 @@ impl<'a> Actions<'a> {
         told: &'a SetUpMessage,
         template: Template,
         network: Option<Network>,
-        cgroups: Vec<OwnedFd>,
     ) -> Result<Self, LauncherError> {
         Ok(Actions {
             told,
             template,
             network,
-            cgroups,
             null: File::open("/dev/null").map_err(call("open /dev/null"))?,
             stacks: Stacks::default(),
         })
@@ -146,6 +143,9 @@ impl<'a> Actions<'a> {
             false => Ok(None),
         };
         let (stdout, stderr) = (next(true)?, next(true)?);
+        let groups = (0..run.groups)
+            .map(|_| next(true))
+            .collect::<Result<Vec<_>, _>>()?;
         let root = next(run.root_fd)?;
         let memfd = next(run.in_memfd)?;
         let (Some(stdout), Some(stderr), None) = (stdout, stderr, fds.next()) else {
@@ -176,7 +176,7 @@ impl<'a> Actions<'a> {
         let program = strings.argv.first().copied().unwrap_or_default();
         let candidates = candidates(program, &strings.env);
         let candidates: Vec<&CStr> = candidates.iter().map(|c| c.as_c_str()).collect();
-        let cgroups: Vec<RawFd> = self.cgroups.iter().map(|fd| fd.as_raw_fd()).collect();
+        let cgroups: Vec<RawFd> = groups.iter().flatten().map(|fd| fd.as_raw_fd()).collect();
         let base = CString::new(BUILD).unwrap_or_default();
         let plan = Plan {
             program: Program::new(&candidates, &strings.argv, &strings.env),

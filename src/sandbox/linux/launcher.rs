@@ -84,7 +84,7 @@ fn keep() -> Result<(), LauncherError> {
         return Ok(());
     }
     let mut buffer = vec![0; REQUEST_LEN + INLINE_MAX];
-    let Some((id, message, cgroups)) = first_request(&socket, &mut buffer)? else {
+    let Some((id, message)) = first_request(&socket, &mut buffer)? else {
         return Ok(());
     };
     let told = SetUpMessage::read(&message).map_err(LauncherError::Protocol)?;
@@ -110,7 +110,7 @@ fn keep() -> Result<(), LauncherError> {
         Err(error) => refuse(identity::no_namespaces(&error)),
         Ok(Forked::Child) => {
             drop(write_mapped);
-            let code = match launch(id, &told, &socket, cgroups, mapped, buffer) {
+            let code = match launch(id, &told, &socket, mapped, buffer) {
                 Ok(()) => 0,
                 Err(error) => {
                     eprintln!("boxwright sandbox-slot {slot}: {error}");
@@ -125,8 +125,8 @@ fn keep() -> Result<(), LauncherError> {
                 Ok(()) => drop(std::io::Write::write_all(&mut &write_mapped, b"m")),
                 Err(problem) => refuse(problem)?,
             }
-            // From here on the launcher alone holds the socket and what came with the request.
-            drop((write_mapped, socket, cgroups));
+            // From here on the launcher alone holds the socket.
+            drop((write_mapped, socket));
             sys::wait_for(pid).map_err(call("wait for the launcher"))?;
             Ok(())
         }
@@ -167,10 +167,11 @@ fn prepare(slot: usize) -> Result<(), LauncherError> {
     Ok(())
 }
 
-type First = (u64, Vec<u8>, Vec<OwnedFd>);
-
 /// What the commands of this launcher see. `None` if the daemon has hung up.
-fn first_request(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<First>, LauncherError> {
+fn first_request(
+    socket: &OwnedFd,
+    buffer: &mut [u8],
+) -> Result<Option<(u64, Vec<u8>)>, LauncherError> {
     let got = match channel::receive(socket, buffer, true) {
         Ok(got) if got.len == 0 => return Ok(None),
         Err(rustix::io::Errno::CONNRESET) => return Ok(None),
@@ -190,7 +191,7 @@ fn first_request(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<First>, L
         .take(SET_UP_MAX)
         .read_to_end(&mut message)
         .map_err(call("read a request"))?;
-    Ok(Some((id, message, fds.collect())))
+    Ok(Some((id, message)))
 }
 
 pub(super) fn send(socket: &OwnedFd, report: &Report) -> Result<(), LauncherError> {
@@ -206,7 +207,6 @@ fn launch(
     id: u64,
     told: &SetUpMessage,
     socket: &OwnedFd,
-    cgroups: Vec<OwnedFd>,
     mut mapped: std::io::PipeReader,
     mut buffer: Vec<u8>,
 ) -> Result<(), LauncherError> {
@@ -224,7 +224,7 @@ fn launch(
         failure: String::new(),
     };
     send(socket, &ready)?;
-    let mut actions = Actions::new(told, template, network, cgroups)?;
+    let mut actions = Actions::new(told, template, network)?;
     loop {
         let got = match channel::receive(socket, &mut buffer, true) {
             Ok(got) if got.len == 0 => return Ok(()),

@@ -126,14 +126,8 @@ impl FullSandbox {
                 action: "tell a launcher what its commands see".into(),
                 source,
             };
-            let join = slot.group.as_ref().map_or(&[][..], |group| group.join());
-            let join = join
-                .iter()
-                .map(OwnedFd::try_clone)
-                .collect::<Result<_, _>>();
             let set_up = SetUp {
                 message: sealed(&message.encode_to_vec()).map_err(fail)?,
-                fds: join.map_err(fail)?,
             };
             slot.seat.set_up(Arc::new(set_up));
             slot.kind = Some(kind);
@@ -215,6 +209,8 @@ impl Sandbox for FullSandbox {
             spec,
             cancel,
             root,
+            // Asked for anew each time, as `begin` may have made the group anew.
+            groups: slot.group.as_ref().map_or(&[][..], |group| group.join()),
             uid: Some(uid),
             exceeded: Box::pin(std::future::pending()),
         };

@@ -117,6 +117,7 @@ impl Sandbox for ProcessSandbox {
             spec,
             cancel,
             root: None,
+            groups: &[],
             uid,
             exceeded: Box::pin(std::future::pending()),
         };

@@ -32,6 +32,17 @@ pub(in crate::sandbox) struct RunRequest {
     root: Option<OwnedFd>,
 }
 
+/// What a command writes to, beside its strings.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::sandbox) struct Ends<'a> {
+    /// The write end of its standard output.
+    pub(in crate::sandbox) stdout: BorrowedFd<'a>,
+    /// The write end of its standard error.
+    pub(in crate::sandbox) stderr: BorrowedFd<'a>,
+    /// By which it enters its cgroups.
+    pub(in crate::sandbox) groups: &'a [OwnedFd],
+}
+
 fn fault(message: String) -> Refusal {
     Refusal::Command(End::NotStarted { code: 126, message })
 }
@@ -61,6 +72,7 @@ impl RunRequest {
             argc: spec.argv.len() as u32,
             envc: spec.env.len() as u32,
             read_only: spec.view.read_only.len() as u32,
+            groups: 0,
             root_fd: root.is_some(),
             strings_len: strings.len(),
             in_memfd: strings.len() > INLINE_MAX,
@@ -78,16 +90,22 @@ impl RunRequest {
         })
     }
 
-    /// Sends it as run `id`, with the write ends of the command's output.
+    /// Sends it as run `id`.
     pub(in crate::sandbox) fn send(
         &self,
         socket: impl AsFd,
         id: u64,
-        stdout: BorrowedFd<'_>,
-        stderr: BorrowedFd<'_>,
+        ends: Ends<'_>,
     ) -> Result<(), rustix::io::Errno> {
-        let header = Request::Run(RunHeader { id, ..self.header }).encode();
-        let mut fds = vec![stdout, stderr];
+        let groups = ends.groups.len() as u32;
+        let header = Request::Run(RunHeader {
+            id,
+            groups,
+            ..self.header
+        });
+        let header = header.encode();
+        let mut fds = vec![ends.stdout, ends.stderr];
+        fds.extend(ends.groups.iter().map(AsFd::as_fd));
         fds.extend(self.root.as_ref().map(|root| root.as_fd()));
         match &self.memfd {
             Some(memfd) => {

@@ -47,8 +47,6 @@ pub(in crate::sandbox) struct Seat {
 pub(in crate::sandbox) struct SetUp {
     /// What its commands see, in a sealed memfd.
     pub(in crate::sandbox) message: OwnedFd,
-    /// What goes with it.
-    pub(in crate::sandbox) fds: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -287,8 +285,7 @@ impl Seat {
         let Some(set_up) = self.set_up.clone().filter(|_| !self.is_set_up) else {
             return Ok(());
         };
-        let mut fds = vec![set_up.message.as_fd()];
-        fds.extend(set_up.fds.iter().map(AsFd::as_fd));
+        let fds = [set_up.message.as_fd()];
         let message = |id| Request::SetUp { id }.encode();
         self.try_ask(|socket, id| channel::send(socket, &[IoSlice::new(&message(id))], &fds))
             .map_err(|errno| self.error(format!("takes no request: {errno}")))?;
