@@ -12,8 +12,7 @@ use super::exit::{Exit, Failure, of_disk};
 use crate::action::{self, Finished, LiveOutput, Runner, RunnerParts};
 use crate::cas::{BlobSource, Cas, LocalStore, StoreConfig};
 use crate::config::units::rough_size;
-use crate::config::{HostConfig, InputStrategy, Quota, SandboxLevel, Settings, print};
-use crate::inputs::staged::Staged;
+use crate::config::{HostConfig, Quota, SandboxLevel, Settings, print};
 use crate::outputs::OutputLimits;
 use crate::sandbox::process::{Launchers, ProcessSandbox};
 use crate::sandbox::{Limits, Sandbox};
@@ -23,8 +22,6 @@ use crate::worker::{self, Progress, RunAction, Stop, Worker, WorkerEnd};
 
 /// The blob store, below the state directory.
 pub(super) const STORE: &str = "cas";
-/// The input roots, on the same file system.
-const INPUTS: &str = "inputs";
 /// Bytes of decoded Directory messages that are kept between actions.
 const TREES: u64 = 12 << 20;
 
@@ -44,10 +41,23 @@ pub(super) fn answer<C>(
     Ok((!source.check_config && !source.print_config).then_some(config))
 }
 
-/// Starts the launchers; before any thread exists.
-pub(super) fn launchers(host: &HostConfig) -> Result<Launchers, Failure> {
+/// What must be there before any thread is.
+pub(super) struct Ground {
+    launchers: Launchers,
+    /// Why this process has no mounts of its own.
+    no_mounts: Option<String>,
+}
+
+/// Prepares the process and starts the launchers; before any thread exists.
+pub(super) fn ground(host: &HostConfig) -> Result<Ground, Failure> {
     let SandboxLevel::Process = host.sandbox;
-    Launchers::start(host.slots).map_err(|e| Failure::new(Exit::Software, e))
+    // Before the launchers, which are to see what is mounted.
+    let no_mounts = super::inputs::own_mounts(host.inputs).err();
+    let launchers = Launchers::start(host.slots);
+    Ok(Ground {
+        launchers: launchers.map_err(|e| Failure::new(Exit::Software, e))?,
+        no_mounts,
+    })
 }
 
 /// The threads of a daemon: few, for they mostly wait, and with small stacks.
@@ -108,6 +118,7 @@ pub(super) struct Engine {
     runner: Arc<Runner>,
     store: Arc<LocalStore>,
     slots: usize,
+    inputs: &'static str,
 }
 
 impl Engine {
@@ -115,22 +126,21 @@ impl Engine {
     pub(super) fn new(
         host: &HostConfig,
         store: Arc<LocalStore>,
-        launchers: Launchers,
+        ground: Ground,
         source: Option<Arc<dyn BlobSource>>,
         live: Option<Arc<dyn LiveOutput>>,
     ) -> Result<Self, Failure> {
         let broken = |e: &dyn std::fmt::Display| Failure::new(Exit::Software, e);
-        let sandbox = ProcessSandbox::new(launchers, host.first_uid).map_err(|e| broken(&e))?;
+        let sandbox =
+            ProcessSandbox::new(ground.launchers, host.first_uid).map_err(|e| broken(&e))?;
         let cas = Cas::new(store.clone(), source);
-        let inputs = match host.inputs {
-            InputStrategy::Staged => Staged::new(cas.clone(), host.state_dir.join(INPUTS)),
-        };
-        let inputs = inputs.map_err(|e| broken(&e))?;
         log(host, &store, &sandbox);
+        let inputs = super::inputs::roots(host, &cas, ground.no_mounts)?;
+        let shown = inputs.name();
         let runner = Runner::new(RunnerParts {
             cas,
             trees: Arc::new(TreeStore::new(TREES)),
-            inputs: Arc::new(inputs),
+            inputs,
             sandbox: Arc::new(sandbox),
             settings: settings(host, &store),
             worker_name: host.name.clone(),
@@ -141,7 +151,13 @@ impl Engine {
             runner: Arc::new(runner),
             store,
             slots: host.slots,
+            inputs: shown,
         })
+    }
+
+    /// How input trees are shown.
+    pub(super) fn inputs(&self) -> &'static str {
+        self.inputs
     }
 
     /// Works for the scheduler until somebody stops it.
@@ -243,7 +259,7 @@ fn log(host: &HostConfig, store: &LocalStore, sandbox: &dyn Sandbox) {
     );
     let usage = store.usage();
     tracing::info!(
-        "inputs are staged as links, clones or copies below {}; the local CAS holds {} blobs, {}",
+        "the local CAS below {} holds {} blobs, {}",
         host.state_dir.display(),
         usage.blobs,
         rough_size(usage.bytes)

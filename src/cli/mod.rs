@@ -4,6 +4,7 @@ mod blobs;
 mod cas;
 mod daemon;
 mod exit;
+mod inputs;
 mod materialise;
 mod memory;
 mod progress;

@@ -45,7 +45,7 @@ impl WorkerCommand {
             return Ok(std::process::ExitCode::SUCCESS);
         };
         observe::init(&config.host.log).map_err(|e| Failure::new(Exit::Config, e))?;
-        let launchers = daemon::launchers(&config.host)?;
+        let ground = daemon::ground(&config.host)?;
         daemon::runtime()?.block_on(async {
             let stop = daemon::stops()?;
             daemon::survive_hangup()?;
@@ -56,8 +56,8 @@ impl WorkerCommand {
                 Some(endpoint) => Some(Arc::new(LogStreams::new(endpoint)?)),
                 None => None,
             };
-            let engine = Engine::new(&config.host, store, launchers, Some(cas), live)?;
-            let scheduler = Rwapi::new(rwapi(&config))?;
+            let engine = Engine::new(&config.host, store, ground, Some(cas), live)?;
+            let scheduler = Rwapi::new(rwapi(&config, engine.inputs()))?;
             tracing::info!(
                 "scheduler {}, CAS {}, instance {:?}, bot id {}",
                 config.bots,
@@ -96,14 +96,14 @@ fn remote(config: &WorkerConfig) -> RemoteConfig {
     }
 }
 
-fn rwapi(config: &WorkerConfig) -> RwapiConfig {
+fn rwapi(config: &WorkerConfig, inputs: &str) -> RwapiConfig {
     RwapiConfig {
         instance: config.instance.clone(),
         bot_name: Some(config.host.name.clone()),
         platform: config.host.platform.clone(),
         labels: [
             ("boxwright-sandbox", config.host.sandbox.name()),
-            ("boxwright-inputs", config.host.inputs.name()),
+            ("boxwright-inputs", inputs),
             ("boxwright-version", env!("CARGO_PKG_VERSION")),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -125,7 +125,7 @@ mod tests {
     fn the_scheduler_is_told_the_isolation_level_and_the_priority() {
         let layer = file::parse("remote = 'http://h:1'\npriority = 3").unwrap();
         let settings = Settings::resolve(Program::Worker, vec![layer], &host()).unwrap();
-        let told = rwapi(&WorkerConfig::new(&settings).unwrap());
+        let told = rwapi(&WorkerConfig::new(&settings).unwrap(), "staged");
         assert_eq!(told.priority, 3);
         for (key, value) in [
             ("boxwright-sandbox", "process"),

@@ -27,6 +27,10 @@ impl SandboxLevel {
 /// How input roots are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputStrategy {
+    /// On a file system if that works, else staged.
+    Auto,
+    /// On a file system.
+    Fuse,
     /// Links, clones or copies in a directory per action.
     Staged,
 }
@@ -35,6 +39,8 @@ impl InputStrategy {
     /// The word for it.
     pub fn name(self) -> &'static str {
         match self {
+            InputStrategy::Auto => "auto",
+            InputStrategy::Fuse => "fuse",
             InputStrategy::Staged => "staged",
         }
     }
@@ -208,7 +214,11 @@ impl HostConfig {
             slots: number(settings, "concurrent-jobs")?,
             state_dir: settings.path("state-dir").ok_or(unset("state-dir"))?,
             sandbox: SandboxLevel::Process,
-            inputs: InputStrategy::Staged,
+            inputs: match &*settings.text("inputs") {
+                "fuse" => InputStrategy::Fuse,
+                "staged" => InputStrategy::Staged,
+                _ => InputStrategy::Auto,
+            },
             first_uid: number(settings, "first-uid")?,
             limits: limits(settings)?,
             quota: quota(settings)?,

@@ -158,8 +158,8 @@ keys! {
     "Sandbox" {
         "sandbox": Kind::Choice(&["process"]), Is("process"),
             "What stands between an action and this host. process: a process of its own session and (for a root daemon) its own user; it sees the host's files, network and processes";
-        "inputs": Kind::Choice(&["staged"]), Is("staged"),
-            "How input trees are shown. staged: hard links, clones or copies in a directory per action";
+        "inputs": Kind::Choice(&["auto", "fuse", "staged"]), Is("auto"),
+            "How input trees are shown. fuse: at once, files are fetched when they are read; needs root, /dev/fuse and fusermount3. staged: hard links, clones or copies in a directory per action. auto: fuse where it works, else staged";
         "first-uid": Kind::Number(1, 0x7fff_0000), Is("1879048192"),
             "Slot N of a root daemon runs as uid and gid FIRST-UID+N, and as many ids above those are for killing what runs; or above if another boxwright of this host has those. No other software may use them";
         "default-timeout": time(1000, true, None), Is("4h"),

@@ -70,6 +70,7 @@ pub(super) struct Take<'s> {
     bytes: u64,
     buffer: Vec<u8>,
     taken: Taken,
+    given: Vec<Digest>,
 }
 
 impl<'s> Take<'s> {
@@ -86,11 +87,20 @@ impl<'s> Take<'s> {
             bytes: 0,
             buffer: Vec::new(),
             taken: Taken::default(),
+            given: Vec::new(),
         }
     }
 
-    pub(super) fn finish(self) -> Taken {
+    pub(super) fn finish(mut self) -> Taken {
+        let given = std::mem::take(&mut self.given);
+        // They are inputs: what is not here is where it came from.
+        self.taken.expect(self.store, given);
         self.taken
+    }
+
+    /// Takes note of an output that is an input as it was: there is nothing to hash or to keep.
+    pub(super) fn given(&mut self, digest: Digest) {
+        self.given.push(digest);
     }
 
     pub(super) fn push(&mut self, pending: Pending, found: &mut Found) -> Result<(), OutputError> {

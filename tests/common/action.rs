@@ -1,12 +1,16 @@
 //! One worker without a scheduler: a store, staged inputs, the process sandbox and a runner, and
 //! short ways of putting an action together.
+#![allow(dead_code)]
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use boxwright::action::{Finished, Runner, RunnerParts, Settings};
-use boxwright::cas::{Cas, LocalStore, StoreConfig};
+use boxwright::cas::{BlobSource, Cas, LocalStore, StoreConfig};
+use boxwright::inputs::InputRoots;
+use boxwright::inputs::fuse::{FuseRoots, private_mounts};
 use boxwright::inputs::staged::Staged;
 use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
@@ -22,7 +26,7 @@ pub(crate) const F: DigestFunction = DigestFunction::Sha256;
 pub(crate) struct Bench {
     pub(crate) store: Arc<LocalStore>,
     pub(crate) runner: Runner,
-    _dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 pub(crate) fn settings(scratch: std::path::PathBuf) -> Settings {
@@ -44,6 +48,35 @@ pub(crate) fn settings(scratch: std::path::PathBuf) -> Settings {
 impl Bench {
     /// `change` may alter the settings.
     pub(crate) fn new(change: impl FnOnce(&mut Settings)) -> Self {
+        let inputs = |cas: &Cas, dir: &Path| -> Arc<dyn InputRoots> {
+            Arc::new(Staged::new(cas.clone(), dir.to_owned()).unwrap())
+        };
+        Self::with(inputs, None, change)
+    }
+
+    /// The same with inputs on the file system, and a place that blobs come from. `None`, and said so, where that cannot be.
+    pub(crate) fn fuse(
+        source: Option<Arc<dyn BlobSource>>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Option<Self> {
+        let possible = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+        if !possible {
+            eprintln!("SKIPPED: needs root and /dev/fuse");
+            return None;
+        }
+        // Of this thread and those that it starts: the launchers and the runtime's.
+        private_mounts().unwrap();
+        let inputs = |cas: &Cas, dir: &Path| -> Arc<dyn InputRoots> {
+            Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
+        };
+        Some(Self::with(inputs, source, change))
+    }
+
+    fn with(
+        inputs: impl FnOnce(&Cas, &Path) -> Arc<dyn InputRoots>,
+        source: Option<Arc<dyn BlobSource>>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Commands run as another user and must be able to reach their input root.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
@@ -54,13 +87,13 @@ impl Bench {
             free_floor: 0,
         })
         .unwrap();
-        let cas = Cas::new(store.clone(), None);
+        let cas = Cas::new(store.clone(), source);
         let launchers = Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), 1).unwrap();
         let mut settings = settings(store.scratch().to_owned());
         change(&mut settings);
         let runner = Runner::new(RunnerParts {
             trees: Arc::new(TreeStore::new(1 << 20)),
-            inputs: Arc::new(Staged::new(cas.clone(), dir.path().join("stage")).unwrap()),
+            inputs: inputs(&cas, &dir.path().join("stage")),
             sandbox: Arc::new(ProcessSandbox::new(launchers, 0x7000_0000).unwrap()),
             cas,
             settings,
@@ -68,11 +101,7 @@ impl Bench {
             live: None,
             slots: 1,
         });
-        Bench {
-            store,
-            runner,
-            _dir: dir,
-        }
+        Bench { store, runner, dir }
     }
 
     pub(crate) fn put(&self, data: &[u8]) -> Digest {

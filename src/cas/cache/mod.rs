@@ -107,6 +107,11 @@ impl Cas {
         }
     }
 
+    /// Whether what is not local may come from elsewhere.
+    pub fn has_source(&self) -> bool {
+        self.source.is_some()
+    }
+
     /// The store on disk.
     pub fn local(&self) -> &Arc<LocalStore> {
         &self.shared.local
