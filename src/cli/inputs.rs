@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::exit::{Exit, Failure};
 use crate::cas::Cas;
 use crate::config::{HostConfig, InputStrategy};
+use crate::inputs::InputRoots;
 use crate::inputs::fuse::{FuseRoots, private_mounts};
 use crate::inputs::staged::Staged;
-use crate::inputs::{InputError, InputRoots};
 
 /// The input roots, on the file system of the local CAS.
 const DIRECTORY: &str = "inputs";
@@ -34,7 +34,7 @@ pub(super) fn roots(
     let directory = host.state_dir.join(DIRECTORY);
     let fuse = || match no_mounts {
         Some(why) => Err(why),
-        None => FuseRoots::new(cas.clone(), &directory).map_err(|error| what_to_do(&error)),
+        None => FuseRoots::new(cas.clone(), &directory).map_err(|error| error.to_string()),
     };
     let why = match host.inputs {
         InputStrategy::Staged => None,
@@ -66,18 +66,4 @@ pub(super) fn roots(
         ),
     }
     Ok(Arc::new(staged))
-}
-
-fn what_to_do(error: &InputError) -> String {
-    let hint = match error {
-        InputError::Disk { action, source, .. } if action.starts_with("mount a FUSE") => {
-            if source.to_string().contains("fusermount3") {
-                "; install the package fuse3"
-            } else {
-                "; see that /dev/fuse is there and may be opened"
-            }
-        }
-        _ => "",
-    };
-    format!("{error}{hint}")
 }

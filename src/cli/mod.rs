@@ -7,6 +7,7 @@ mod exit;
 mod inputs;
 mod materialise;
 mod memory;
+mod mount;
 mod progress;
 mod remote;
 mod run;
@@ -42,6 +43,7 @@ enum What {
     Standalone(standalone::StandaloneCommand),
     Run(run::RunCommand),
     Cas(cas::CasCommand),
+    Mount(mount::MountCommand),
 }
 
 /// Runs the program; called before any thread exists.
@@ -52,6 +54,7 @@ pub fn main() -> ExitCode {
         What::Standalone(command) => command.run(),
         What::Run(command) => command.run(),
         What::Cas(command) => command.run(),
+        What::Mount(command) => command.run(),
     };
     done.unwrap_or_else(|failure| exit::tell(&failure))
 }
@@ -84,6 +87,7 @@ mod tests {
             vec!["cas", "get"],
             vec!["cas", "tree"],
             vec!["cas", "stat"],
+            vec!["mount"],
         ] {
             let mut found = &mut command;
             for name in &path {

@@ -151,9 +151,18 @@ impl Bench {
         action: re::Action,
         cancel: CancellationToken,
     ) -> Finished {
-        let finished = self.runner.run(&lease(&action), 0, &cancel, &|_| {}).await;
-        self.runner.settle().await;
+        let finished = self.start(action, cancel).await;
+        self.settle().await;
         finished
+    }
+
+    /// Runs an action without waiting until its root is gone.
+    pub(crate) async fn start(&self, action: re::Action, cancel: CancellationToken) -> Finished {
+        self.runner.run(&lease(&action), 0, &cancel, &|_| {}).await
+    }
+
+    pub(crate) async fn settle(&self) {
+        self.runner.settle().await;
     }
 }
 

@@ -12,6 +12,7 @@ mod content;
 mod descriptor;
 mod entry;
 mod kernel;
+mod layers;
 mod layout;
 mod mounts;
 mod nodes;
@@ -20,6 +21,7 @@ mod root;
 mod server;
 mod stall;
 mod subtree;
+mod tree_mount;
 mod upper;
 mod views;
 
@@ -32,6 +34,7 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 
 pub use mounts::private_mounts;
+pub use tree_mount::TreeMount;
 
 use super::{InputError, InputRoots, StageRequest, StagedRoot, blocking, named};
 use crate::cas::Cas;
@@ -39,6 +42,7 @@ use crate::config::Owner;
 use crate::tree::{Directory, Tree};
 use content::Contents;
 use kernel::Kernel;
+use layers::Layers;
 use layout::Layout;
 use nodes::Nodes;
 use root::Root;
@@ -58,6 +62,7 @@ pub struct FuseRoots {
 /// What every root needs.
 struct Shared {
     layout: Arc<Layout>,
+    layers: Arc<Layers>,
     views: Views,
     contents: Arc<Contents>,
     cas: Cas,
@@ -69,10 +74,7 @@ impl FuseRoots {
     /// Mounts the file system below `dir`, which must be on the local store's file system and is emptied first,
     /// and tries it out. Within a runtime; blocks. The error says what is lacking.
     pub fn new(cas: Cas, dir: &Path) -> Result<Self, InputError> {
-        let own = Owner {
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
-        };
+        let own = own();
         let store = cas.local().clone();
         let root = store.scratch().parent().unwrap_or(store.scratch());
         let layout = Arc::new(Layout::make(dir, root)?);
@@ -83,16 +85,13 @@ impl FuseRoots {
             contents: contents.clone(),
         };
         let tree = layout.tree();
-        let server = Server::start(kernel, &tree).map_err(|source| InputError::Disk {
-            action: "mount a FUSE file system at",
-            object: tree.display().to_string(),
-            source,
-        })?;
+        let server = Server::start(kernel, &tree).map_err(cannot_mount(&tree))?;
         layout.furnish()?;
         let roots = FuseRoots {
             subtrees: Arc::new(Subtrees::new(cas.clone(), store.high_water() / 4)),
             shared: Arc::new(Shared {
                 views: Views::new(layout.clone(), nodes, store),
+                layers: Arc::new(Layers::new(layout.clone())),
                 layout,
                 contents,
                 cas,
@@ -138,6 +137,30 @@ impl FuseRoots {
 
     fn number(&self) -> u64 {
         self.actions.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// The daemon's own user.
+fn own() -> Owner {
+    Owner {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+    }
+}
+
+fn cannot_mount(at: &Path) -> impl FnOnce(std::io::Error) -> InputError {
+    let object = at.display().to_string();
+    move |source| {
+        let missing = source.to_string().contains("fusermount3 binary");
+        let hint = match missing {
+            true => "; install the package fuse3",
+            false => "; see that /dev/fuse is there and may be opened, and what fusermount3 said",
+        };
+        InputError::Disk {
+            action: "mount a FUSE file system at",
+            object,
+            source: std::io::Error::new(source.kind(), format!("{source}{hint}")),
+        }
     }
 }
 

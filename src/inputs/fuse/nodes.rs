@@ -37,6 +37,8 @@ pub(super) struct Nodes {
     table: Mutex<Table>,
     /// The owner of the directories that are in no tree.
     own: Owner,
+    /// The root is that of a tree, and there is nothing else.
+    plain: bool,
 }
 
 struct Table {
@@ -109,6 +111,7 @@ impl Nodes {
     pub(super) fn new(own: Owner) -> Self {
         Nodes {
             own,
+            plain: false,
             table: Mutex::new(Table {
                 nodes: HashMap::new(),
                 leaves: HashMap::new(),
@@ -117,6 +120,32 @@ impl Nodes {
                 next: PRIVATE + 1,
             }),
         }
+    }
+
+    /// Shows one tree, and that as the root.
+    pub(super) fn of(root: Arc<Subtree>, owner: Owner) -> Self {
+        let mut nodes = Nodes::new(owner);
+        nodes.plain = true;
+        let view = View {
+            name: String::new(),
+            root: root.clone(),
+            owner,
+            private: 0,
+            told: AtomicU64::new(0),
+        };
+        let place = Place {
+            view: Arc::new(view),
+            subtree: root,
+            parent: ROOT,
+            index: None,
+            children: HashMap::new(),
+        };
+        let what = What::Directory(place);
+        // Whatever the kernel forgets, never the root.
+        let known = u64::MAX / 2;
+        let table = nodes.table.get_mut();
+        table.nodes.insert(ROOT, Node { known, what });
+        nodes
     }
 
     /// Shows a tree under a name that was never used before, in `by-digest` or, with a number of its own, in `a`.
@@ -177,11 +206,13 @@ impl Nodes {
         };
         let mut table = self.table.lock();
         let named = match parent {
-            ROOT if name == SHARED_NAME => return Ok(Some(self.fixed(SHARED))),
-            ROOT if name == PRIVATE_NAME => return Ok(Some(self.fixed(PRIVATE))),
-            ROOT => return Ok(None),
             SHARED => table.views.get(name).copied(),
             PRIVATE => table.private.get(name).copied(),
+            ROOT if !self.plain => {
+                let fixed = [(SHARED_NAME, SHARED), (PRIVATE_NAME, PRIVATE)];
+                let found = fixed.into_iter().find(|(fixed, _)| *fixed == name);
+                return Ok(found.map(|(_, id)| self.fixed(id)));
+            }
             _ => {
                 let found = entry::find(&table.place(parent)?.subtree.directory, name);
                 let counted = found.map(|index| table.enter(parent, index));
@@ -223,7 +254,7 @@ impl Nodes {
             Listing::Names(names)
         };
         Ok(match id {
-            ROOT => {
+            ROOT if !self.plain => {
                 let names = [PRIVATE_NAME, SHARED_NAME].map(str::to_owned);
                 (Listing::Names(names.into()), ROOT)
             }
@@ -239,7 +270,8 @@ impl Nodes {
     /// A node's attributes.
     pub(super) fn attributes(&self, id: NodeId) -> Result<Attributes, Errno> {
         match id {
-            ROOT | SHARED | PRIVATE => Ok(self.fixed(id)),
+            SHARED | PRIVATE => Ok(self.fixed(id)),
+            ROOT if !self.plain => Ok(self.fixed(id)),
             _ => self.table.lock().attributes(id),
         }
     }

@@ -14,8 +14,8 @@ use super::subtree::Subtree;
 const MOST: usize = 64;
 /// Nodes from which a known subtree is worth a mount.
 const KNOWN: u64 = 3;
-/// The same for one that no earlier action had.
-const NEW: u64 = 8;
+/// The same for one that no earlier action had: a smaller one is shared when the second action brings it.
+const NEW: u64 = 100;
 
 /// A subtree to be shared, at a path below the root.
 pub(super) struct Part {

@@ -5,22 +5,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
-use rustix::io::Errno;
 
-use super::mounts::{self, failed};
+use super::layers::Layer;
+use super::mounts;
 use super::subtree::Subtree;
 use super::views::Kept;
 use super::{Shared, plan, upper};
 use crate::config::Owner;
-use crate::inputs::{Beneath, Hold, InputError, StageRequest, StagedRoot, blocking, staged};
+use crate::inputs::{Beneath, Hold, InputError, StageRequest, StagedRoot, blocking};
 use crate::reapi::status::MissingBlob;
-use crate::tree::{Tree, check_name};
+use crate::tree::Tree;
 
 /// A root on show; its removal is part of its life, whoever drops it.
 pub(super) struct Root {
     path: PathBuf,
-    layers: PathBuf,
+    upper: PathBuf,
     tree: Arc<Tree>,
     since: Instant,
     /// How long readers had waited when it began.
@@ -32,7 +31,7 @@ pub(super) struct Root {
 /// What must be taken down.
 struct Shown {
     shared: Arc<Shared>,
-    name: String,
+    layer: Layer,
     mounted: bool,
     /// Stay while they are in use.
     views: Vec<Arc<Kept>>,
@@ -48,25 +47,22 @@ impl Root {
         subtree: Arc<Subtree>,
         action: u64,
     ) -> Result<Self, InputError> {
-        let name = &request.name;
-        if check_name(name).is_err() {
-            return Err(failed("name a directory", name)(Errno::INVAL));
-        }
         let owner = request.owner.unwrap_or(shared.own);
         let ways = request
             .directories
             .iter()
             .map(|path| upper::way(&subtree, path));
         let ways = ways.collect::<Result<Vec<_>, _>>()?;
+        let layer = shared.layers.take()?;
         let mut root = Root {
-            path: shared.layout.root(name),
-            layers: shared.layout.layers().join(name),
+            path: layer.root.clone(),
+            upper: layer.upper(),
             tree: request.tree.clone(),
             since: Instant::now(),
             stalls: shared.contents.stalls.total(),
             shown: Some(Shown {
                 shared: shared.clone(),
-                name: name.clone(),
+                layer,
                 mounted: false,
                 views: Vec::new(),
                 _subtree: subtree.clone(),
@@ -96,19 +92,12 @@ impl Root {
         let Some(shown) = &mut self.shown else {
             return Ok(());
         };
-        let make = |path: &Path| {
-            rustix::fs::mkdirat(CWD, path, Mode::RWXU).map_err(failed("create", path.display()))
-        };
-        let (upper, work) = (self.layers.join("upper"), self.layers.join("work"));
-        make(&self.layers)?;
-        make(&upper)?;
-        make(&work)?;
-        make(&self.path)?;
-        upper::prepare(&upper, subtree, ways, owner)?;
+        upper::prepare(&self.upper, subtree, ways, owner)?;
         let views = &self.shared.views;
         let whole = views.shared(subtree, owner);
         shown.views.push(whole.clone());
-        mounts::attach(mounts::overlay(&whole.path, &upper, &work)?, &self.path)?;
+        let overlay = mounts::overlay(&whole.path, &self.upper, &shown.layer.work())?;
+        mounts::attach(overlay, &self.path)?;
         shown.mounted = true;
         if request.writable {
             return Ok(());
@@ -132,24 +121,11 @@ impl Root {
 }
 
 impl Shown {
-    fn remove(mut self) -> Result<(), InputError> {
-        let layout = &self.shared.layout;
-        let path = layout.root(&self.name);
-        if self.mounted {
-            mounts::detach(&path).map_err(failed("unmount", path.display()))?;
-        }
-        match rustix::fs::unlinkat(CWD, &path, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(failed("remove", path.display())(error)),
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let layers = layout.layers();
-        let above = rustix::fs::openat(CWD, &layers, flags, Mode::empty())
-            .map_err(failed("open", layers.display()))?;
-        let removed = staged::remove_directory(&above, &self.name);
-        self.views.clear();
+    fn remove(self) -> Result<(), InputError> {
+        let given_back = self.shared.layers.give_back(self.layer, self.mounted);
+        drop(self.views);
         self.shared.views.shrink();
-        removed
+        given_back
     }
 }
 
@@ -161,7 +137,7 @@ impl StagedRoot for Root {
 
     fn beneath(&self) -> Option<Beneath> {
         Some(Beneath {
-            upper: self.layers.join("upper"),
+            upper: self.upper.clone(),
             tree: self.tree.clone(),
         })
     }

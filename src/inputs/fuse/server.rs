@@ -23,6 +23,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub(super) struct Server {
     mount: PathBuf,
     over: Option<oneshot::Sender<()>>,
+    ended: oneshot::Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -31,14 +32,19 @@ impl Server {
     pub(super) fn start(kernel: Kernel, mount: &Path) -> std::io::Result<Self> {
         let (mounted, answer) = mpsc::channel();
         let (over, end) = oneshot::channel();
+        let (living, ended) = oneshot::channel();
         let at = mount.to_owned();
         let thread = std::thread::Builder::new()
             .name("fuse".to_owned())
             .stack_size(1 << 20)
-            .spawn(move || serve(kernel, &at, &mounted, end))?;
+            .spawn(move || {
+                serve(kernel, &at, &mounted, end);
+                drop(living);
+            })?;
         let server = Server {
             mount: mount.to_owned(),
             over: Some(over),
+            ended,
             thread: Some(thread),
         };
         match answer.recv() {
@@ -50,6 +56,12 @@ impl Server {
 }
 
 impl Server {
+    /// Waits until somebody has unmounted it.
+    pub(super) async fn ended(&mut self) {
+        // Nothing is ever sent.
+        let _ = (&mut self.ended).await;
+    }
+
     /// The end of the mount is no accident from now on.
     pub(super) fn expect_end(&mut self) {
         drop(self.over.take());
@@ -60,7 +72,11 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.expect_end();
         // Whoever still is in it gets errors from now on.
-        let detached = mounts::detach(&self.mount);
+        let detached = match mounts::detach(&self.mount) {
+            // Who mounted it by a program that may do so has it unmounted by that.
+            Err(Errno::PERM) => release(&self.mount),
+            other => other,
+        };
         if let Err(error) = detached
             && error != Errno::INVAL
         {
@@ -69,6 +85,17 @@ impl Drop for Server {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+fn release(mount: &Path) -> rustix::io::Result<()> {
+    let status = std::process::Command::new("fusermount3")
+        .args(["-u", "-z", "--"])
+        .arg(mount)
+        .status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        _ => Err(Errno::PERM),
     }
 }
 
@@ -104,7 +131,7 @@ fn serve(
                 let _ = tokio::time::timeout(FAREWELL, &mut handle).await;
             }
             ended = &mut handle => {
-                tracing::error!("the kernel ended the mount {}: {ended:?}", mount.display());
+                tracing::warn!("somebody unmounted {}: {ended:?}", mount.display());
             }
         }
         // It is unmounted already: the handle would start a program to do that.
@@ -116,7 +143,8 @@ async fn start(kernel: Kernel, mount: &Path) -> std::io::Result<MountHandle> {
     let mut options = MountOptions::default();
     options
         .fs_name("boxwright")
-        .allow_other(true)
+        // Others than root need leave for it in /etc/fuse.conf.
+        .allow_other(rustix::process::geteuid().is_root())
         .default_permissions(true)
         .no_open_support(true)
         .no_open_dir_support(true);
