@@ -44,6 +44,7 @@ fn world() -> World {
     World {
         store,
         request: CollectRequest {
+            beneath: None,
             root,
             outputs: Vec::new(),
             format: Format::TreeOnly,

@@ -96,6 +96,8 @@ impl World {
         owner: Option<Owner>,
     ) -> Result<Box<dyn StagedRoot>, InputError> {
         let request = StageRequest {
+            outputs: Vec::new(),
+            writable: false,
             name: "action-1".to_owned(),
             tree: tree.clone(),
             directories: directories.iter().map(|d| (*d).to_owned()).collect(),

@@ -223,7 +223,7 @@ fn timeout(
 
 /// Input files that are not in the CAS. Only on the way to a failure: they are fetched to find out,
 /// for the client will upload the rest and come back.
-async fn missing_files(cas: &Cas, tree: &Tree) -> Result<Vec<MissingBlob>, Ending> {
+pub(super) async fn missing_files(cas: &Cas, tree: &Tree) -> Result<Vec<MissingBlob>, Ending> {
     match cas.fetch(&tree.blobs()).await {
         Ok(_) => Ok(Vec::new()),
         Err(CasError::Missing(digests)) => {

@@ -15,7 +15,7 @@ use super::usage;
 use super::{Ending, Finished, LiveOutput, Settings};
 use crate::cas::{self, Cas, Held};
 use crate::config::Owner;
-use crate::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
+use crate::inputs::{Beneath, InputError, InputRoots, StageRequest, StagedRoot};
 use crate::observe::{self, ActionRecord};
 use crate::outputs::{self, CollectRequest, Collected, OutputError};
 use crate::reapi::proto::re;
@@ -180,6 +180,10 @@ impl Runner {
             name: format!("{}-{}", journey.slot, uuid::Uuid::new_v4().simple()),
             tree: resolved.tree.clone(),
             directories: resolved.command.directories.clone(),
+            outputs: (resolved.command.outputs.iter())
+                .map(|output| output.within_root.clone())
+                .collect(),
+            writable: false,
             owner,
             hold,
         };
@@ -242,7 +246,10 @@ impl Runner {
             .finished
             .duration_since(outcome.started)
             .unwrap_or_default();
-        metadata.virtual_execution_duration = Some(time::duration(ran));
+        // REAPI, of this field: the server "MAY extend or reduce it to account for delays or speedups that occur during
+        // execution itself (e.g., lazily loading data from the Content Addressable Storage".
+        let waited = staged.stalled();
+        metadata.virtual_execution_duration = Some(time::duration(ran.saturating_sub(waited)));
         metadata
             .auxiliary_metadata
             .extend(usage::messages(&outcome.usage));
@@ -264,13 +271,21 @@ impl Runner {
         if outcome.end == End::Cancelled {
             return Err(Ending::Cancelled);
         }
+        if let Some(trouble) = staged.trouble() {
+            return Err(self.troubled(trouble, resolved).await);
+        }
         let begun = Instant::now();
         journey.metadata.output_upload_start_timestamp = Some(time::now());
         let function = journey.lease.function;
         let keep = self.parts.settings.keep_output;
         let (ending, exit_code, notice) = conclude(&outcome, resolved, keep);
+        let (root, beneath) = match staged.beneath() {
+            None => (staged.path().to_owned(), None),
+            Some(Beneath { upper, tree }) => (upper, Some(tree)),
+        };
         let request = CollectRequest {
-            root: staged.path().to_owned(),
+            root,
+            beneath,
             outputs: resolved.command.outputs.clone(),
             format: resolved.command.format,
             node_properties: resolved.command.node_properties.clone(),
@@ -338,6 +353,19 @@ impl Runner {
             result: Some(result),
             ending,
         })
+    }
+
+    /// How an action ends whose command could not read an input.
+    async fn troubled(&self, trouble: InputError, resolved: &Resolved) -> Ending {
+        let ending = from_inputs(trouble);
+        if let Ending::MissingInputs(met) = &ending
+            && let Ok(all) = resolve::missing_files(&self.parts.cas, &resolved.tree).await
+            && all.len() > met.len()
+        {
+            // It met some; the client is told of all at once.
+            return Ending::MissingInputs(all);
+        }
+        ending
     }
 
     /// The disk work of collecting, on a blocking thread.
@@ -446,7 +474,9 @@ fn from_inputs(error: InputError) -> Ending {
     match error {
         InputError::Missing(missing) => Ending::MissingInputs(missing),
         InputError::Directory { .. } => Ending::BadRequest(error.to_string()),
-        InputError::Disk { .. } => Ending::Infrastructure(error.to_string()),
+        InputError::Disk { .. } | InputError::Unreadable { .. } => {
+            Ending::Infrastructure(error.to_string())
+        }
         InputError::Cas(error) => resolve::from_cas(error, |_| "an input file".to_owned()),
     }
 }

@@ -13,8 +13,7 @@ use super::sandboxes::Prepared;
 use crate::action::{self, Finished, LiveOutput, Runner, RunnerParts, Strategies, Strategy};
 use crate::cas::{BlobSource, Cas, LocalStore, StoreConfig};
 use crate::config::units::rough_size;
-use crate::config::{HostConfig, InputStrategy, Quota, Settings, StrategyConfig, print};
-use crate::inputs::staged::Staged;
+use crate::config::{HostConfig, Quota, Settings, StrategyConfig, print};
 use crate::outputs::OutputLimits;
 use crate::sandbox::{Level, Limits, Named, Sandboxes};
 use crate::scheduler::{Lease, Scheduler};
@@ -23,8 +22,6 @@ use crate::worker::{self, Progress, RunAction, Stop, Worker, WorkerEnd};
 
 /// The blob store, below the state directory.
 pub(super) const STORE: &str = "cas";
-/// The input roots, on the same file system.
-const INPUTS: &str = "inputs";
 /// Bytes of decoded Directory messages that are kept between actions.
 const TREES: u64 = 12 << 20;
 
@@ -42,6 +39,23 @@ pub(super) fn answer<C>(
         println!("the configuration is good");
     }
     Ok((!source.check_config && !source.print_config).then_some(config))
+}
+
+/// What must be there before any thread is.
+pub(super) struct Ground {
+    prepared: Prepared,
+    /// Why this process has no mounts of its own.
+    no_mounts: Option<String>,
+}
+
+/// Prepares the process and starts the launchers; before any thread exists.
+pub(super) fn ground(host: &HostConfig) -> Result<Ground, Failure> {
+    // Before the launchers, which are to see what is mounted.
+    let no_mounts = super::inputs::own_mounts(host.inputs).err();
+    Ok(Ground {
+        prepared: super::sandboxes::prepare(host)?,
+        no_mounts,
+    })
 }
 
 /// The threads of a daemon: few, for they mostly wait, and with small stacks.
@@ -103,6 +117,7 @@ pub(super) struct Engine {
     store: Arc<LocalStore>,
     slots: usize,
     levels: Vec<Level>,
+    inputs: &'static str,
 }
 
 impl Engine {
@@ -110,25 +125,24 @@ impl Engine {
     pub(super) async fn new(
         host: &HostConfig,
         store: Arc<LocalStore>,
-        prepared: Prepared,
+        ground: Ground,
         source: Option<Arc<dyn BlobSource>>,
         live: Option<Arc<dyn LiveOutput>>,
     ) -> Result<Self, Failure> {
-        let broken = |e: &dyn std::fmt::Display| Failure::new(Exit::Software, e);
         let cas = Cas::new(store.clone(), source);
-        let inputs = match host.inputs {
-            InputStrategy::Staged => Staged::new(cas.clone(), host.state_dir.join(INPUTS)),
-        };
-        let inputs = inputs.map_err(|e| broken(&e))?;
+        let inputs = super::inputs::roots(host, &cas, ground.no_mounts)?;
+        let shown = inputs.name();
         // A launcher of a daemon without root looks at the directory of the input roots: it must be there.
-        let sandboxes = prepared.join(host, &host.state_dir.join(INPUTS)).await?;
+        let sandboxes = (ground.prepared)
+            .join(host, &host.state_dir.join(super::inputs::DIRECTORY))
+            .await?;
         let levels = sandboxes.levels();
         log(host, &store, &sandboxes);
         let settings = settings(host, &store)?;
         let runner = Runner::new(RunnerParts {
             cas,
             trees: Arc::new(TreeStore::new(TREES)),
-            inputs: Arc::new(inputs),
+            inputs,
             sandboxes,
             settings,
             worker_name: host.name.clone(),
@@ -140,12 +154,18 @@ impl Engine {
             store,
             slots: host.slots,
             levels,
+            inputs: shown,
         })
     }
 
     /// The sandbox levels that it has, the strongest first.
     pub(super) fn levels(&self) -> &[Level] {
         &self.levels
+    }
+
+    /// How input trees are shown.
+    pub(super) fn inputs(&self) -> &'static str {
+        self.inputs
     }
 
     /// Works for the scheduler until somebody stops it.
@@ -308,7 +328,7 @@ fn log(host: &HostConfig, store: &LocalStore, sandboxes: &Sandboxes) {
     }
     let usage = store.usage();
     tracing::info!(
-        "inputs are staged as links, clones or copies below {}; the local CAS holds {} blobs, {}",
+        "the local CAS below {} holds {} blobs, {}",
         host.state_dir.display(),
         usage.blobs,
         rough_size(usage.bytes)

@@ -5,8 +5,10 @@ mod cas;
 mod daemon;
 mod doctor;
 mod exit;
+mod inputs;
 mod materialise;
 mod memory;
+mod mount;
 mod progress;
 mod remote;
 mod run;
@@ -44,6 +46,7 @@ enum What {
     Run(run::RunCommand),
     Cas(cas::CasCommand),
     Doctor(doctor::DoctorCommand),
+    Mount(mount::MountCommand),
 }
 
 /// Runs the program; called before any thread exists.
@@ -55,6 +58,7 @@ pub fn main() -> ExitCode {
         What::Run(command) => command.run(),
         What::Cas(command) => command.run(),
         What::Doctor(command) => command.run(),
+        What::Mount(command) => command.run(),
     };
     done.unwrap_or_else(|failure| exit::tell(&failure))
 }
@@ -88,6 +92,7 @@ mod tests {
             vec!["cas", "tree"],
             vec!["cas", "stat"],
             vec!["doctor"],
+            vec!["mount"],
         ] {
             let mut found = &mut command;
             for name in &path {

@@ -7,9 +7,8 @@ use clap::Args;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Done;
-use super::daemon::{self, Engine};
+use super::daemon::{self, Engine, Ground};
 use super::exit::{Exit, Failure};
-use super::sandboxes::{self, Prepared};
 use super::settings::{Source, StandaloneFlags};
 use crate::action::LiveOutput;
 use crate::cas::LocalStore;
@@ -52,14 +51,14 @@ impl StandaloneCommand {
             return Ok(std::process::ExitCode::SUCCESS);
         };
         observe::init(&config.host.log).map_err(|e| Failure::new(Exit::Config, e))?;
-        let prepared = sandboxes::prepare(&config.host)?;
+        let ground = daemon::ground(&config.host)?;
         daemon::runtime()?.block_on(async {
             let stop = daemon::stops()?;
             daemon::survive_hangup()?;
             let host = config.host.clone();
             let store = super::blobs::blocking(move || daemon::store(&host)).await?;
             let standalone =
-                Standalone::start(&config.host, config.listen.clone(), store, prepared).await?;
+                Standalone::start(&config.host, config.listen.clone(), store, ground).await?;
             for address in standalone.addresses() {
                 tracing::info!("serving at {address}");
             }
@@ -86,7 +85,7 @@ impl Standalone {
         host: &HostConfig,
         listen: Listen,
         store: Arc<LocalStore>,
-        prepared: Prepared,
+        ground: Ground,
     ) -> Result<Self, Failure> {
         let (dir, kept) = (host.state_dir.join("ac"), store.clone());
         let cache =
@@ -94,7 +93,7 @@ impl Standalone {
         let config = EmbeddedConfig::with_slots(host.slots);
         let scheduler = Embedded::new(config, store.clone(), cache.clone());
         let live: Arc<dyn LiveOutput> = Arc::new(Streams(scheduler.clone()));
-        let engine = Engine::new(host, store.clone(), prepared, None, Some(live)).await?;
+        let engine = Engine::new(host, store.clone(), ground, None, Some(live)).await?;
         let config = ServerConfig {
             listen: vec![listen],
             ..ServerConfig::default()

@@ -7,7 +7,6 @@ use clap::Args;
 use super::Done;
 use super::daemon::{self, Engine};
 use super::exit::{Exit, Failure};
-use super::sandboxes;
 use super::settings::{Source, WorkerFlags};
 use crate::action::LiveOutput;
 use crate::cas::{BlobSource, RemoteCas, RemoteConfig};
@@ -47,7 +46,7 @@ impl WorkerCommand {
             return Ok(std::process::ExitCode::SUCCESS);
         };
         observe::init(&config.host.log).map_err(|e| Failure::new(Exit::Config, e))?;
-        let prepared = sandboxes::prepare(&config.host)?;
+        let ground = daemon::ground(&config.host)?;
         daemon::runtime()?.block_on(async {
             let stop = daemon::stops()?;
             daemon::survive_hangup()?;
@@ -58,8 +57,8 @@ impl WorkerCommand {
                 Some(endpoint) => Some(Arc::new(LogStreams::new(endpoint, &config.credentials)?)),
                 None => None,
             };
-            let engine = Engine::new(&config.host, store, prepared, Some(cas), live).await?;
-            let scheduler = Rwapi::new(rwapi(&config, engine.levels()))?;
+            let engine = Engine::new(&config.host, store, ground, Some(cas), live).await?;
+            let scheduler = Rwapi::new(rwapi(&config, engine.levels(), engine.inputs()))?;
             tracing::info!(
                 "scheduler {}, CAS {}, instance {:?}, bot id {}",
                 config.bots,
@@ -99,7 +98,7 @@ fn remote(config: &WorkerConfig) -> RemoteConfig {
     }
 }
 
-fn rwapi(config: &WorkerConfig, levels: &[Level]) -> RwapiConfig {
+fn rwapi(config: &WorkerConfig, levels: &[Level], inputs: &str) -> RwapiConfig {
     let levels: Vec<&str> = levels.iter().map(|level| level.name()).collect();
     let levels = levels.join(",");
     RwapiConfig {
@@ -108,7 +107,7 @@ fn rwapi(config: &WorkerConfig, levels: &[Level]) -> RwapiConfig {
         platform: config.host.platform.clone(),
         labels: [
             ("boxwright-sandbox", levels.as_str()),
-            ("boxwright-inputs", config.host.inputs.name()),
+            ("boxwright-inputs", inputs),
             ("boxwright-version", env!("CARGO_PKG_VERSION")),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -131,7 +130,11 @@ mod tests {
     fn the_scheduler_is_told_the_isolation_level_and_the_priority() {
         let layer = file::parse("remote = 'http://h:1'\npriority = 3").unwrap();
         let settings = Settings::resolve(Program::Worker, vec![layer], &host()).unwrap();
-        let told = rwapi(&WorkerConfig::new(&settings).unwrap(), &Level::ALL);
+        let told = rwapi(
+            &WorkerConfig::new(&settings).unwrap(),
+            &Level::ALL,
+            "staged",
+        );
         assert_eq!(told.priority, 3);
         for (key, value) in [
             ("boxwright-sandbox", "full,process"),

@@ -13,6 +13,10 @@ use crate::sandbox::Level;
 /// How input roots are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputStrategy {
+    /// On a file system if that works, else staged.
+    Auto,
+    /// On a file system.
+    Fuse,
     /// Links, clones or copies in a directory per action.
     Staged,
 }
@@ -21,6 +25,8 @@ impl InputStrategy {
     /// The word for it.
     pub fn name(self) -> &'static str {
         match self {
+            InputStrategy::Auto => "auto",
+            InputStrategy::Fuse => "fuse",
             InputStrategy::Staged => "staged",
         }
     }
@@ -207,7 +213,11 @@ impl HostConfig {
             base,
             require_platform: settings.flag("require-platform"),
             profiles: settings.path("sandbox-profiles"),
-            inputs: InputStrategy::Staged,
+            inputs: match &*settings.text("inputs") {
+                "fuse" => InputStrategy::Fuse,
+                "staged" => InputStrategy::Staged,
+                _ => InputStrategy::Auto,
+            },
             first_uid: number(settings, "first-uid")?,
             limits: limits(settings)?,
             quota: quota(settings)?,

@@ -1,7 +1,7 @@
 //! Host users that actions run as.
 
 /// The user that owns what an action sees and makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// Host user id.
     pub uid: u32,

@@ -1,18 +1,21 @@
-//! Input roots made visible. [`InputRoots`] is the door; [`staged::Staged`] the plainest way
-//! through it: real files in a directory per action.
+//! Input roots made visible. [`InputRoots`] is the door; [`fuse::FuseRoots`] the fastest way through it, on Linux with
+//! root; [`staged::Staged`] the plainest: real files in a directory per action.
 
+pub mod fuse;
 pub mod staged;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::cas::CasError;
 use crate::config::Owner;
+use crate::reapi::Digest;
 use crate::reapi::status::MissingBlob;
-use crate::tree::Tree;
+use crate::tree::{Tree, quote};
 
 /// What to make visible.
 #[derive(Clone, Debug)]
@@ -24,8 +27,12 @@ pub struct StageRequest {
     /// The directories that must exist before the command starts, relative to the root and clean (no `.`, `..` or empty
     /// segments): parents of outputs, the working directory.
     pub directories: Vec<String>,
+    /// The declared outputs, just as clean: they, and the directories above them, can be written and replaced.
+    pub outputs: Vec<String>,
     /// Who the command runs as; `None` if it runs as the daemon's own user.
     pub owner: Option<Owner>,
+    /// Whether the command may write everywhere. If not, directories without outputs may be read-only.
+    pub writable: bool,
     /// Kept until nothing of the root is left on the disk, whatever becomes of the call: who waits for the slot's
     /// last root to go waits for this.
     pub hold: Hold,
@@ -59,16 +66,46 @@ pub enum InputError {
         #[source]
         source: std::io::Error,
     },
+    /// The command read a file that could not be had.
+    #[error("the command could not read input file {path:?}: {why}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// Why the CAS did not give it.
+        why: Arc<CasError>,
+    },
     /// The CAS failed.
     #[error(transparent)]
     Cas(#[from] CasError),
 }
 
+/// An input root that is an overlay: for whoever collects outputs out of it.
+#[derive(Clone, Debug)]
+pub struct Beneath {
+    /// What the action made or changed, as overlayfs keeps it.
+    pub upper: PathBuf,
+    /// What is there otherwise.
+    pub tree: Arc<Tree>,
+}
+
 /// An input root on display. Dropped without `remove`, it is removed in the background.
 #[async_trait]
 pub trait StagedRoot: Send + Sync {
-    /// Where it is on the host.
+    /// Where it is on the host, for the daemon and its children.
     fn path(&self) -> &Path;
+    /// What it is made of, if what the action made is kept apart from its inputs.
+    fn beneath(&self) -> Option<Beneath> {
+        None
+    }
+    /// What went wrong with inputs while the command ran, which was told of it by errors at most: its end means nothing
+    /// then.
+    fn trouble(&self) -> Option<InputError> {
+        None
+    }
+    /// How long inputs that were not local yet kept readers waiting while it was on display.
+    fn stalled(&self) -> Duration {
+        Duration::ZERO
+    }
     /// Takes it down.
     async fn remove(self: Box<Self>) -> Result<(), InputError>;
 }
@@ -78,6 +115,57 @@ pub trait StagedRoot: Send + Sync {
 pub trait InputRoots: Send + Sync {
     /// What to call it in logs and worker properties.
     fn name(&self) -> &'static str;
-    /// Makes the tree visible. When this returns, every file can be read.
+    /// Makes the tree visible. When this returns, every file is there to be read; reading it may mean to fetch it first.
     async fn stage(&self, request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError>;
+}
+
+/// Every missing blob with a path under which the tree names it.
+fn named(tree: &Tree, digests: Vec<Digest>) -> Vec<MissingBlob> {
+    let paths = tree.paths_of(&digests);
+    let what = |digest| match paths.get(&digest) {
+        Some(path) => format!("input file {}", quote::path(path)),
+        None => "an input file".to_owned(),
+    };
+    (digests.into_iter())
+        .map(|digest| MissingBlob {
+            digest,
+            what: what(digest),
+        })
+        .collect()
+}
+
+/// Disk work, on a thread for it.
+async fn blocking<T: Send + 'static>(
+    action: &'static str,
+    work: impl FnOnce() -> Result<T, InputError> + Send + 'static,
+) -> Result<T, InputError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(cancelled) => Err(InputError::Disk {
+                action,
+                object: "an input root".to_owned(),
+                source: std::io::Error::other(cancelled),
+            }),
+        },
+    }
+}
+
+/// Removes an input root that nobody waits for.
+fn in_background(remove: impl FnOnce() -> Result<(), InputError> + Send + 'static) {
+    let work = move || {
+        if let Err(error) = remove() {
+            tracing::warn!("an input root stays behind until the next start: {error}");
+        }
+    };
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(work)),
+        Err(_) => {
+            let thread = std::thread::Builder::new().name("unstage".to_owned());
+            if let Err(error) = thread.spawn(work) {
+                tracing::warn!("an input root stays behind until the next start: {error}");
+            }
+        }
+    }
 }

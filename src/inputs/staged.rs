@@ -22,11 +22,13 @@ use async_trait::async_trait;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Hold, InputError, InputRoots, StageRequest, StagedRoot};
+use super::{
+    Hold, InputError, InputRoots, StageRequest, StagedRoot, blocking, in_background, named,
+};
+
 use crate::cas::{Cas, CasError, Pins};
-use crate::reapi::Digest;
-use crate::reapi::status::MissingBlob;
-use crate::tree::{Tree, quote};
+use crate::tree::quote;
+pub(in crate::inputs) use remove::{contents as remove_contents, directory as remove_directory};
 
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
@@ -119,21 +121,6 @@ impl Staged {
         let root = blocking("stage", move || Root::stage(place, &request, pins)).await?;
         Ok(Box::new(root))
     }
-}
-
-/// Every missing blob with a path under which the tree names it.
-fn named(tree: &Tree, digests: Vec<Digest>) -> Vec<MissingBlob> {
-    let paths = tree.paths_of(&digests);
-    let what = |digest| match paths.get(&digest) {
-        Some(path) => format!("input file {}", quote::path(path)),
-        None => "an input file".to_owned(),
-    };
-    (digests.into_iter())
-        .map(|digest| MissingBlob {
-            digest,
-            what: what(digest),
-        })
-        .collect()
 }
 
 /// A staged tree; its removal is part of its life, whoever drops it.
@@ -236,37 +223,7 @@ impl Drop for Root {
         let Some(placed) = self.placed.take() else {
             return;
         };
-        let work = move || {
-            if let Err(error) = placed.remove() {
-                tracing::warn!("an input root stays behind until the next start: {error}");
-            }
-        };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(work)),
-            Err(_) => {
-                let thread = std::thread::Builder::new().name("unstage".to_owned());
-                if let Err(error) = thread.spawn(work) {
-                    tracing::warn!("an input root stays behind until the next start: {error}");
-                }
-            }
-        }
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    action: &'static str,
-    work: impl FnOnce() -> Result<T, InputError> + Send + 'static,
-) -> Result<T, InputError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(cancelled) => Err(InputError::Disk {
-                action,
-                object: "an input root".to_owned(),
-                source: std::io::Error::other(cancelled),
-            }),
-        },
+        in_background(move || placed.remove());
     }
 }
 

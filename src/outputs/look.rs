@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::overlay::{self, Place};
 use super::walk::Walk;
 use super::{OutputError, OutputKind, OutputPath, failed, refused};
 use crate::beneath::{self, Links};
-use crate::tree::{check_name, quote};
+use crate::tree::{self, check_name, quote};
 
 /// What kind of output is at a path.
 #[derive(Debug)]
 pub(super) enum Thing {
     /// As it was when it was looked at.
     File(Box<Stat>),
+    /// A file of the tree that the command left alone.
+    Given,
     Directory,
     Symlink(String),
 }
@@ -28,7 +31,7 @@ pub(super) fn look<'o>(
     sorted.sort_by_key(|output| &*output.within_root);
     let mut there: BTreeMap<&str, Thing> = BTreeMap::new();
     // Outputs of one directory are neighbours now: it is opened once for all of them.
-    let mut parent: Option<(&str, Option<std::os::fd::OwnedFd>)> = None;
+    let mut parent: Option<(&str, Option<Place>)> = None;
     for output in sorted {
         let path = &*output.within_root;
         if !there.contains_key(path) {
@@ -40,13 +43,13 @@ pub(super) fn look<'o>(
             if parent.as_ref().is_none_or(|(at, _)| *at != above) {
                 parent = Some((above, enter(walk, above, path)?));
             }
-            let Some((_, Some(directory))) = &parent else {
+            let Some((_, Some(place))) = &parent else {
                 continue;
             };
             let thing = if path.is_empty() {
                 Some(Thing::Directory)
             } else {
-                examine(directory, name, path)?
+                examine_layers(walk, place, name, path)?
             };
             match thing {
                 Some(thing) => there.insert(path, thing),
@@ -61,14 +64,17 @@ pub(super) fn look<'o>(
 }
 
 /// The directory that an output is in; `None` if there is no such directory.
-fn enter(
-    walk: &Walk<'_>,
-    directory: &str,
-    output: &str,
-) -> Result<Option<std::os::fd::OwnedFd>, OutputError> {
+fn enter(walk: &Walk<'_>, directory: &str, output: &str) -> Result<Option<Place>, OutputError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
-    match beneath::open(walk.root(), directory, flags, Links::Refused) {
-        Ok(fd) => Ok(Some(fd)),
+    let found = match walk.tree() {
+        Some(tree) => overlay::locate(walk.root(), tree, directory),
+        None => beneath::open(walk.root(), directory, flags, Links::Refused).map(|fd| Place {
+            upper: Some(fd),
+            lower: None,
+        }),
+    };
+    match found {
+        Ok(place) => Ok(Some(place)),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
         Err(error) => Err(unreachable(error, output)),
     }
@@ -88,6 +94,30 @@ pub(super) fn unreachable(error: Errno, path: &str) -> OutputError {
             error => return failed("open", path)(error),
         },
     )
+}
+
+/// What is under a name: the upper layer says so if it says anything.
+fn examine_layers(
+    walk: &Walk<'_>,
+    place: &Place,
+    name: &str,
+    path: &str,
+) -> Result<Option<Thing>, OutputError> {
+    if let Some(upper) = &place.upper {
+        match rustix::fs::statat(upper, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if walk.tree().is_some() && overlay::is_whiteout(&stat) => return Ok(None),
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
+            _ => return examine(upper, name, path),
+        }
+    }
+    let lower = walk.tree().zip(place.lower);
+    Ok(lower
+        .and_then(|(tree, directory)| overlay::below(tree, directory, name))
+        .map(|node| match node {
+            tree::Node::File(_) => Thing::Given,
+            tree::Node::Directory(..) => Thing::Directory,
+            tree::Node::Symlink(link) => Thing::Symlink(link.target.to_string()),
+        }))
 }
 
 fn examine(
@@ -142,7 +172,7 @@ fn matches_declaration(output: &OutputPath, thing: &Thing) -> Result<(), OutputE
         (OutputKind::File, Thing::Directory) => {
             "is a directory, but it is declared as a file (output_files)"
         }
-        (OutputKind::Directory, Thing::File(_)) => {
+        (OutputKind::Directory, Thing::File(_) | Thing::Given) => {
             "is a file, but it is declared as a directory (output_directories)"
         }
         _ => return Ok(()),

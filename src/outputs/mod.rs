@@ -7,6 +7,7 @@
 
 mod describe;
 mod look;
+mod overlay;
 mod take;
 mod walk;
 
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cas::{CasError, Held, LocalStore};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction};
-use crate::tree::quote;
+use crate::tree::{Tree, quote};
 
 /// What kind of thing a declared output must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,8 +49,10 @@ pub struct OutputPath {
 /// What to collect, and how to describe it.
 #[derive(Clone, Debug)]
 pub struct CollectRequest {
-    /// The input root on the host.
+    /// The input root on the host; with `beneath`, only what the command made or changed, as overlayfs keeps it.
     pub root: PathBuf,
+    /// What is there otherwise: the tree that `root` lies over. What comes from it is neither read nor hashed.
+    pub beneath: Option<Arc<Tree>>,
     /// The declared outputs.
     pub outputs: Vec<OutputPath>,
     /// How directories are described.
@@ -163,6 +166,9 @@ pub fn collect_and_hold(
             look::Thing::Directory => {}
             look::Thing::File(stat) => {
                 nodes.insert(*path, walk.file(path, stat)?);
+            }
+            look::Thing::Given => {
+                nodes.insert(*path, walk.untouched(path)?);
             }
             look::Thing::Symlink(target) => {
                 nodes.insert(*path, walk::Node::Symlink(target.as_str().into()));

@@ -74,6 +74,7 @@ pub(super) struct Take<'s> {
     buffer: Vec<u8>,
     held: &'s mut Held,
     taken: Taken,
+    given: Vec<Digest>,
 }
 
 impl<'s> Take<'s> {
@@ -92,6 +93,7 @@ impl<'s> Take<'s> {
             buffer: Vec::new(),
             held,
             taken: Taken::default(),
+            given: Vec::new(),
         }
     }
 
@@ -100,8 +102,16 @@ impl<'s> Take<'s> {
         self.store.largest_blob()
     }
 
-    pub(super) fn finish(self) -> Taken {
+    pub(super) fn finish(mut self) -> Taken {
+        let given = std::mem::take(&mut self.given);
+        // They are inputs: what is not here is where it came from.
+        self.taken.expect(self.store, given);
         self.taken
+    }
+
+    /// Takes note of an output that is an input as it was: there is nothing to hash or to keep.
+    pub(super) fn given(&mut self, digest: Digest) {
+        self.given.push(digest);
     }
 
     pub(super) fn push(&mut self, pending: Pending, found: &mut Found) -> Result<(), OutputError> {

@@ -1,7 +1,7 @@
 //! Files and directories, found by name below the root: directories are listed from a queue,
 //! one open at a time, and files handed on to be hashed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -13,12 +13,12 @@ use rustix::io::Errno;
 
 use super::look::{special, target, unreachable};
 use super::take::{Pending, Take, Taken};
-use super::{CollectRequest, OutputError, beyond, failed, join, refused};
+use super::{CollectRequest, OutputError, beyond, failed, join, overlay, refused};
 use crate::beneath::{self, Links};
 use crate::cas::{Held, LocalStore};
 use crate::reapi::Digest;
 use crate::reapi::proto::re;
-use crate::tree::quote;
+use crate::tree::{self, Directory, Properties, Tree, quote};
 
 /// What has a name. Files and directories are numbers in [`Found`].
 #[derive(Clone, Debug)]
@@ -55,6 +55,10 @@ struct Unlisted {
     path: String,
     depth: u32,
     inode: Option<(u64, u64)>,
+    /// It is on disk: always, but for one of the tree beneath.
+    upper: bool,
+    /// What shows through it.
+    lower: Option<Digest>,
 }
 
 pub(super) struct Walk<'r> {
@@ -106,6 +110,11 @@ impl<'r> Walk<'r> {
         &self.root
     }
 
+    /// What the root lies over.
+    pub(super) fn tree(&self) -> Option<&'r Arc<Tree>> {
+        self.request.beneath.as_ref()
+    }
+
     /// Hashes and stores what is still pending.
     pub(super) fn finish(mut self) -> Result<(Found, Taken), OutputError> {
         self.take.flush(&mut self.found)?;
@@ -119,6 +128,14 @@ impl<'r> Walk<'r> {
         }
         self.count(path)?;
         let depth = path.split('/').filter(|name| !name.is_empty()).count();
+        let (upper, lower) = match self.tree() {
+            None => (true, None),
+            Some(tree) => {
+                let place = overlay::locate(&self.root, tree, path)
+                    .map_err(|error| unreachable(error, path))?;
+                (place.upper.is_some(), place.lower)
+            }
+        };
         let number = self.number();
         self.listed.insert(path.to_owned(), number);
         let mut queue = vec![Unlisted {
@@ -126,6 +143,8 @@ impl<'r> Walk<'r> {
             path: path.to_owned(),
             depth: u32::try_from(depth).unwrap_or(u32::MAX),
             inode: None,
+            upper,
+            lower,
         }];
         while let Some(next) = queue.pop() {
             self.list(next, &mut queue)?;
@@ -158,6 +177,18 @@ impl<'r> Walk<'r> {
         self.take_file(&directory, name, path, stat)
     }
 
+    /// The file at `path`, which is the tree's.
+    pub(super) fn untouched(&mut self, path: &str) -> Result<Node, OutputError> {
+        if let Some(node) = self.known(path) {
+            return Ok(node);
+        }
+        match self.tree().and_then(|tree| tree.lookup(path)) {
+            Some(tree::Node::File(file)) => self.given_file(path, file),
+            // It was found in the tree when it was looked for.
+            _ => Err(unreachable(Errno::NOENT, path)),
+        }
+    }
+
     /// What a listing says of `path`, if one covers it.
     fn known(&self, path: &str) -> Option<Node> {
         if self.listed.is_empty() {
@@ -182,6 +213,9 @@ impl<'r> Walk<'r> {
     }
 
     fn list(&mut self, this: Unlisted, queue: &mut Vec<Unlisted>) -> Result<(), OutputError> {
+        if !this.upper {
+            return self.list_lower(&this, queue);
+        }
         let fd = Rc::new(self.open_directory(&this.path)?);
         let stat = rustix::fs::fstat(&*fd).map_err(failed("look at", &this.path))?;
         if this.inode.is_some_and(|inode| inode != id(&stat)) {
@@ -190,7 +224,15 @@ impl<'r> Walk<'r> {
         if !self.privileged {
             open_up(&fd, &stat);
         }
+        let lower = match this.lower {
+            // What replaced a directory of the tree is not merged with it.
+            Some(lower) if !overlay::is_opaque(&*fd).map_err(failed("look at", &this.path))? => {
+                self.tree().and_then(|tree| tree.directories.get(&lower))
+            }
+            _ => None,
+        };
         let mut entries = Vec::new();
+        let mut removed = HashSet::new();
         let mut buffer = Vec::with_capacity(32 << 10);
         let mut listing = RawDir::new(&*fd, buffer.spare_capacity_mut());
         while let Some(entry) = listing.next() {
@@ -199,8 +241,17 @@ impl<'r> Walk<'r> {
             if name == c"." || name == c".." {
                 continue;
             }
-            let (name, node) = self.entry(&fd, &this, name, queue)?;
-            entries.push((name, node));
+            match self.entry(&fd, &this, lower, name, queue)? {
+                (name, Some(node)) => entries.push((name, node)),
+                (name, None) => {
+                    removed.insert(name);
+                }
+            }
+        }
+        if let Some(lower) = lower {
+            let seen: HashSet<Box<str>> = entries.iter().map(|(name, _)| name.clone()).collect();
+            let hidden = |name: &str| seen.contains(name) || removed.contains(name);
+            self.given(&this, lower, hidden, &mut entries, queue)?;
         }
         entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         self.found.directories[this.number] = FoundDirectory {
@@ -214,40 +265,119 @@ impl<'r> Walk<'r> {
         &mut self,
         directory: &Rc<OwnedFd>,
         above: &Unlisted,
+        lower: Option<&Arc<Directory>>,
         name: &CStr,
         queue: &mut Vec<Unlisted>,
-    ) -> Result<(Box<str>, Node), OutputError> {
+    ) -> Result<(Box<str>, Option<Node>), OutputError> {
         let Ok(name) = name.to_str() else {
             let shown = quote::bytes(name.to_bytes());
             let problem = format!("has an entry {shown}, whose name is not UTF-8");
             return Err(refused(&above.path, problem));
         };
         let path = join(&above.path, name);
-        self.count(&path)?;
         let stat = rustix::fs::statat(&**directory, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(failed("look at", &path))?;
+        if self.tree().is_some() && overlay::is_whiteout(&stat) {
+            return Ok((name.into(), None));
+        }
+        self.count(&path)?;
         let node = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => self.take_file(directory, name, &path, &stat)?,
             FileType::Symlink => Node::Symlink(target(directory, name, &path)?.into_boxed_str()),
             FileType::Directory => {
-                let depth = above.depth.saturating_add(1);
-                if depth > self.request.limits.depth {
-                    let limit = self.request.limits.depth;
-                    let problem = format!("lies deeper than {limit} directories");
-                    return Err(beyond(&path, problem));
-                }
-                let number = self.number();
-                queue.push(Unlisted {
-                    number,
-                    path,
-                    depth,
-                    inode: Some(id(&stat)),
-                });
-                Node::Directory(number)
+                let merged = lower.and_then(|lower| lower.subdirectory(name));
+                self.descend(above, path, Some(id(&stat)), merged, queue)?
             }
             _ => return Err(refused(&path, special(&stat))),
         };
-        Ok((name.into(), node))
+        Ok((name.into(), Some(node)))
+    }
+
+    /// Queues a directory to be listed: one on disk has an inode.
+    fn descend(
+        &mut self,
+        above: &Unlisted,
+        path: String,
+        inode: Option<(u64, u64)>,
+        lower: Option<Digest>,
+        queue: &mut Vec<Unlisted>,
+    ) -> Result<Node, OutputError> {
+        let depth = above.depth.saturating_add(1);
+        if depth > self.request.limits.depth {
+            let limit = self.request.limits.depth;
+            let problem = format!("lies deeper than {limit} directories");
+            return Err(beyond(&path, problem));
+        }
+        let number = self.number();
+        queue.push(Unlisted {
+            number,
+            path,
+            depth,
+            inode,
+            upper: inode.is_some(),
+            lower,
+        });
+        Ok(Node::Directory(number))
+    }
+
+    /// A directory of the tree that the command left as it was.
+    fn list_lower(
+        &mut self,
+        this: &Unlisted,
+        queue: &mut Vec<Unlisted>,
+    ) -> Result<(), OutputError> {
+        let lower = this.lower.zip(self.tree());
+        let lower = lower.and_then(|(digest, tree)| tree.directories.get(&digest));
+        let lower = lower.ok_or_else(|| failed("find", &this.path)(Errno::NOENT))?;
+        let mut entries = Vec::with_capacity(lower.entries());
+        self.given(this, lower, |_| false, &mut entries, queue)?;
+        entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        self.found.directories[this.number] = FoundDirectory {
+            entries,
+            properties: self.given_properties(lower.properties.as_deref(), 0o755),
+        };
+        Ok(())
+    }
+
+    /// Adds the entries of a directory of the tree that are not hidden.
+    fn given(
+        &mut self,
+        this: &Unlisted,
+        lower: &'r Directory,
+        hidden: impl Fn(&str) -> bool,
+        entries: &mut Vec<(Box<str>, Node)>,
+        queue: &mut Vec<Unlisted>,
+    ) -> Result<(), OutputError> {
+        for file in lower.files.iter().filter(|file| !hidden(&file.name)) {
+            let node = self.given_file(&join(&this.path, &file.name), file)?;
+            entries.push((file.name.clone(), node));
+        }
+        for link in lower.symlinks.iter().filter(|link| !hidden(&link.name)) {
+            self.count(&join(&this.path, &link.name))?;
+            entries.push((link.name.clone(), Node::Symlink(link.target.clone())));
+        }
+        for child in lower.directories.iter().filter(|d| !hidden(&d.name)) {
+            let path = join(&this.path, &child.name);
+            self.count(&path)?;
+            let node = self.descend(this, path, None, Some(child.digest), queue)?;
+            entries.push((child.name.clone(), node));
+        }
+        Ok(())
+    }
+
+    /// A file of the tree that the command left as it was: its digest is known.
+    fn given_file(&mut self, path: &str, file: &tree::File) -> Result<Node, OutputError> {
+        self.count(path)?;
+        self.weigh(path, file.digest.size())?;
+        let number = self.found.files.len();
+        let mode = if file.executable { 0o555 } else { 0o444 };
+        self.found.files.push(FoundFile {
+            digest: file.digest,
+            executable: file.executable,
+            properties: self.given_properties(file.properties.as_deref(), mode),
+        });
+        self.take.given(file.digest);
+        Ok(Node::File(number))
     }
 
     fn number(&mut self) -> usize {
@@ -284,13 +414,7 @@ impl<'r> Walk<'r> {
             return Ok(Node::File(*number));
         }
         let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
-        self.bytes = self.bytes.saturating_add(size);
-        let limit = self.request.limits.bytes;
-        if self.bytes > limit {
-            let problem =
-                format!("brings the outputs to more than {limit} bytes; it has {size} itself");
-            return Err(beyond(path, problem));
-        }
+        self.weigh(path, size)?;
         // Before it is hashed, which takes as long as it is large.
         let most = self.take.largest();
         if size > most {
@@ -320,6 +444,34 @@ impl<'r> Walk<'r> {
         };
         self.take.push(pending, &mut self.found)?;
         Ok(Node::File(number))
+    }
+
+    fn weigh(&mut self, path: &str, size: u64) -> Result<(), OutputError> {
+        self.bytes = self.bytes.saturating_add(size);
+        let limit = self.request.limits.bytes;
+        if self.bytes > limit {
+            let problem =
+                format!("brings the outputs to more than {limit} bytes; it has {size} itself");
+            return Err(beyond(path, problem));
+        }
+        Ok(())
+    }
+
+    /// The properties of a node of the tree, as the command saw them.
+    fn given_properties(
+        &self,
+        given: Option<&Properties>,
+        mode: u32,
+    ) -> Option<Box<re::NodeProperties>> {
+        (self.want_mtime || self.want_mode).then(|| {
+            let (seconds, nanos) = tree::shown_mtime(given);
+            let nanos = i32::try_from(nanos).unwrap_or(0);
+            Box::new(re::NodeProperties {
+                properties: Vec::new(),
+                mtime: (self.want_mtime).then_some(prost_types::Timestamp { seconds, nanos }),
+                unix_mode: self.want_mode.then_some(tree::shown_mode(given, mode)),
+            })
+        })
     }
 
     fn properties(&self, stat: &Stat) -> Option<Box<re::NodeProperties>> {

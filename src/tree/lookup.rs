@@ -24,7 +24,8 @@ impl Directory {
         self.files.len() + self.directories.len() + self.symlinks.len()
     }
 
-    fn subdirectory(&self, name: &str) -> Option<Digest> {
+    /// The subdirectory of this name.
+    pub(crate) fn subdirectory(&self, name: &str) -> Option<Digest> {
         let at = self
             .directories
             .binary_search_by(|d| (*d.name).cmp(name))

@@ -1,14 +1,17 @@
 //! One worker without a scheduler: a store, staged inputs, the process sandbox and a runner, and
 //! short ways of putting an action together.
-
+#![allow(dead_code)]
 #![allow(dead_code)] // each test file uses its own part
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use boxwright::action::{Finished, Runner, RunnerParts, Settings, Strategies};
 use boxwright::cas::{BlobSource, Cas, LocalStore, StoreConfig};
+use boxwright::inputs::InputRoots;
+use boxwright::inputs::fuse::{FuseRoots, private_mounts};
 use boxwright::inputs::staged::Staged;
 use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
@@ -25,7 +28,7 @@ pub(crate) const F: DigestFunction = DigestFunction::Sha256;
 pub(crate) struct Bench {
     pub(crate) store: Arc<LocalStore>,
     pub(crate) runner: Runner,
-    _dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 pub(crate) fn settings(scratch: std::path::PathBuf) -> Settings {
@@ -44,6 +47,16 @@ pub(crate) fn settings(scratch: std::path::PathBuf) -> Settings {
     }
 }
 
+fn process() -> Arc<dyn Sandbox> {
+    let launchers =
+        Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), Level::Process, 1).unwrap();
+    Arc::new(ProcessSandbox::new(launchers, 0x7000_0000).unwrap())
+}
+
+fn staged(cas: &Cas, dir: &Path) -> Arc<dyn InputRoots> {
+    Arc::new(Staged::new(cas.clone(), dir.to_owned()).unwrap())
+}
+
 impl Bench {
     /// `change` may alter the settings.
     pub(crate) fn new(change: impl FnOnce(&mut Settings)) -> Self {
@@ -55,19 +68,35 @@ impl Bench {
         remote: Option<Arc<dyn BlobSource>>,
         change: impl FnOnce(&mut Settings),
     ) -> Self {
-        let launchers =
-            Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), Level::Process, 1).unwrap();
-        let sandbox = ProcessSandbox::new(launchers, 0x7000_0000).unwrap();
-        Bench::with_all(Arc::new(sandbox), remote, change)
+        Bench::with_all(process(), staged, remote, change)
+    }
+
+    /// The same with inputs on the file system, and a place that blobs come from. `None`, and said so, where that cannot be.
+    pub(crate) fn fuse(
+        source: Option<Arc<dyn BlobSource>>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Option<Self> {
+        let possible = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+        if !possible {
+            println!("SKIPPED: needs root and /dev/fuse");
+            return None;
+        }
+        // Of this thread and those that it starts: the launchers and the runtime's.
+        private_mounts().unwrap();
+        let inputs = |cas: &Cas, dir: &Path| -> Arc<dyn InputRoots> {
+            Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
+        };
+        Some(Bench::with_all(process(), inputs, source, change))
     }
 
     /// With a sandbox of another kind.
     pub(crate) fn with(sandbox: Arc<dyn Sandbox>, change: impl FnOnce(&mut Settings)) -> Self {
-        Bench::with_all(sandbox, None, change)
+        Bench::with_all(sandbox, staged, None, change)
     }
 
     fn with_all(
         sandbox: Arc<dyn Sandbox>,
+        inputs: impl FnOnce(&Cas, &Path) -> Arc<dyn InputRoots>,
         remote: Option<Arc<dyn BlobSource>>,
         change: impl FnOnce(&mut Settings),
     ) -> Self {
@@ -87,7 +116,7 @@ impl Bench {
         change(&mut settings);
         let runner = Runner::new(RunnerParts {
             trees: Arc::new(TreeStore::new(1 << 20)),
-            inputs: Arc::new(Staged::new(cas.clone(), dir.path().join("stage")).unwrap()),
+            inputs: inputs(&cas, &dir.path().join("stage")),
             sandboxes: match sandbox.level() {
                 Level::Full => Sandboxes {
                     full: Some(sandbox),
@@ -104,11 +133,7 @@ impl Bench {
             live: None,
             slots: 1,
         });
-        Bench {
-            store,
-            runner,
-            _dir: dir,
-        }
+        Bench { store, runner, dir }
     }
 
     pub(crate) fn put(&self, data: &[u8]) -> Digest {
@@ -158,9 +183,18 @@ impl Bench {
         action: re::Action,
         cancel: CancellationToken,
     ) -> Finished {
-        let finished = self.runner.run(&lease(&action), 0, &cancel, &|_| {}).await;
-        self.runner.settle().await;
+        let finished = self.start(action, cancel).await;
+        self.settle().await;
         finished
+    }
+
+    /// Runs an action without waiting until its root is gone.
+    pub(crate) async fn start(&self, action: re::Action, cancel: CancellationToken) -> Finished {
+        self.runner.run(&lease(&action), 0, &cancel, &|_| {}).await
+    }
+
+    pub(crate) async fn settle(&self) {
+        self.runner.settle().await;
     }
 }
 

@@ -104,6 +104,20 @@ impl Cas {
         }
     }
 
+    /// The same store and the same downloads under way, with another handle on the same remote: one that
+    /// sends an action's RequestMetadata along, for instance.
+    pub fn with_source(&self, source: Arc<dyn BlobSource>) -> Self {
+        Cas {
+            shared: self.shared.clone(),
+            source: Some(source),
+        }
+    }
+
+    /// Whether what is not local may come from elsewhere.
+    pub fn has_source(&self) -> bool {
+        self.source.is_some()
+    }
+
     /// The store on disk.
     pub fn local(&self) -> &Arc<LocalStore> {
         &self.shared.local

@@ -219,6 +219,11 @@ impl LocalStore {
         }
     }
 
+    /// The bytes of disk up to which the store may grow.
+    pub fn high_water(&self) -> u64 {
+        self.config.high_water
+    }
+
     /// A directory on the store's file system for scratch files of this process; emptied at the next open. Its mode is
     /// 0711: whoever knows the name of something in it gets there.
     pub fn scratch(&self) -> &Path {

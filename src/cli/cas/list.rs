@@ -45,7 +45,7 @@ impl List {
 }
 
 /// The directories of a tree whose root, or whose Tree message, this is.
-pub(super) async fn directories(
+pub(in crate::cli) async fn directories(
     cas: &dyn BlobSource,
     digest: Digest,
 ) -> Result<(Digest, Directories), Failure> {

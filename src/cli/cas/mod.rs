@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
+pub(super) use list::directories as tree_of;
 pub(super) use put::{function, prepare};
 
 use super::Done;
@@ -40,7 +41,7 @@ enum What {
 
 /// Which CAS.
 #[derive(Debug, Args)]
-struct Where {
+pub(super) struct Where {
     /// The CAS
     #[arg(long, value_name = "URL", value_parser = value::endpoint(), default_value = remote::DEFAULT_REMOTE)]
     remote: Endpoint,
@@ -70,7 +71,7 @@ impl CasCommand {
 
 impl Where {
     /// Opens it, and does `work` with it.
-    async fn with<F>(&self, work: impl FnOnce(Arc<dyn BlobSource>) -> F) -> Done
+    pub(super) async fn with<F>(&self, work: impl FnOnce(Arc<dyn BlobSource>) -> F) -> Done
     where
         F: Future<Output = Done>,
     {

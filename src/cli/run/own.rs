@@ -10,7 +10,6 @@ use super::super::Done;
 use super::super::blobs::blocking;
 use super::super::daemon;
 use super::super::exit::{Exit, Failure};
-use super::super::sandboxes;
 use super::super::standalone::Standalone;
 use crate::cas::LocalStore;
 use crate::config::keys::Program;
@@ -25,13 +24,13 @@ use crate::worker::Stop;
 pub(super) fn with<F: Future<Output = Done>>(work: impl FnOnce(Endpoint) -> F) -> Done {
     let mut config = config()?;
     observe::init(&config.host.log).map_err(|e| Failure::new(Exit::Config, e))?;
-    let prepared = sandboxes::prepare(&config.host)?;
+    let ground = daemon::ground(&config.host)?;
     let temporary = Temporary::new()?;
     let socket = temporary.path.join("socket");
     daemon::runtime()?.block_on(async {
         let store = store(&mut config, &temporary).await?;
         let listen = Listen::Unix(socket.clone());
-        let standalone = Standalone::start(&config.host, listen, store, prepared).await?;
+        let standalone = Standalone::start(&config.host, listen, store, ground).await?;
         let (stop, stops) = mpsc::channel(3);
         let standalone = tokio::spawn(standalone.run(stops));
         let done = work(Endpoint::Unix(socket)).await;

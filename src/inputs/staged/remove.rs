@@ -19,7 +19,7 @@ const LEVELS: usize = 32;
 const BUFFER: usize = 16 << 10;
 
 /// Removes the directory `name` in `parent` with all below it; that it is gone already is no error.
-pub(super) fn directory(parent: &OwnedFd, name: &str) -> Result<(), InputError> {
+pub(in crate::inputs) fn directory(parent: &OwnedFd, name: &str) -> Result<(), InputError> {
     let top = match enter(parent, name) {
         Ok(top) => top,
         Err(Errno::NOENT) => return Ok(()),
@@ -30,7 +30,7 @@ pub(super) fn directory(parent: &OwnedFd, name: &str) -> Result<(), InputError> 
 }
 
 /// Empties a directory. What can be removed is removed, even if something else cannot; the first failure is reported.
-pub(super) fn contents(top: &OwnedFd) -> Result<(), InputError> {
+pub(in crate::inputs) fn contents(top: &OwnedFd) -> Result<(), InputError> {
     let mut clearing = Clearing {
         top,
         buried: 0,

@@ -1,0 +1,208 @@
+//! Input trees that are there at once: nothing is copied, linked or fetched before the action starts.
+//!
+//! One read-only file system per daemon shows all trees ([`nodes`], [`kernel`], [`server`]), out of Directory messages in
+//! memory; contents come when they are read ([`content`]). An action sees an overlay over the view of its tree
+//! ([`root`]): what it writes lands beside the local store, from where an output is renamed into it. The subtrees that it
+//! shares with earlier actions are mounted in it from views that live on ([`plan`], [`views`]), so that what those have
+//! touched the kernel still knows: this is what makes a warm action cost nothing.
+//!
+//! Needs root, `/dev/fuse` and the program `fusermount3`; whether all of it works is tried out at the start.
+
+mod content;
+mod descriptor;
+mod entry;
+mod kernel;
+mod layers;
+mod layout;
+mod mounts;
+mod nodes;
+mod plan;
+mod root;
+mod server;
+mod stall;
+mod subtree;
+mod tree_mount;
+mod upper;
+mod views;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+
+pub use mounts::private_mounts;
+pub use tree_mount::TreeMount;
+
+use super::{InputError, InputRoots, StageRequest, StagedRoot, blocking, named};
+use crate::cas::Cas;
+use crate::config::Owner;
+use crate::tree::{Directory, Tree};
+use content::Contents;
+use kernel::Kernel;
+use layers::Layers;
+use layout::Layout;
+use nodes::Nodes;
+use root::Root;
+use server::Server;
+use subtree::Subtrees;
+use views::Views;
+
+/// Input roots on the file system.
+pub struct FuseRoots {
+    shared: Arc<Shared>,
+    subtrees: Arc<Subtrees>,
+    actions: AtomicU64,
+    /// Goes last.
+    server: Server,
+}
+
+/// What every root needs.
+struct Shared {
+    layout: Arc<Layout>,
+    layers: Arc<Layers>,
+    views: Views,
+    contents: Arc<Contents>,
+    cas: Cas,
+    /// Who owns a root that belongs to nobody else.
+    own: Owner,
+}
+
+impl FuseRoots {
+    /// Mounts the file system below `dir`, which must be on the local store's file system and is emptied first,
+    /// and tries it out. Within a runtime; blocks. The error says what is lacking.
+    pub fn new(cas: Cas, dir: &Path) -> Result<Self, InputError> {
+        let own = own();
+        let store = cas.local().clone();
+        let root = store.scratch().parent().unwrap_or(store.scratch());
+        let layout = Arc::new(Layout::make(dir, root)?);
+        let nodes = Arc::new(Nodes::new(own));
+        let contents = Arc::new(Contents::new(cas.clone(), Handle::current()));
+        let kernel = Kernel {
+            nodes: nodes.clone(),
+            contents: contents.clone(),
+        };
+        let tree = layout.tree();
+        let server = Server::start(kernel, &tree).map_err(cannot_mount(&tree))?;
+        layout.furnish()?;
+        let roots = FuseRoots {
+            subtrees: Arc::new(Subtrees::new(cas.clone(), store.high_water() / 4)),
+            shared: Arc::new(Shared {
+                views: Views::new(layout.clone(), nodes, store),
+                layers: Arc::new(Layers::new(layout.clone())),
+                layout,
+                contents,
+                cas,
+                own,
+            }),
+            actions: AtomicU64::new(0),
+            server,
+        };
+        roots.try_out()?;
+        Ok(roots)
+    }
+
+    /// Shows a small tree and takes it down again.
+    fn try_out(&self) -> Result<(), InputError> {
+        let root = crate::reapi::Digest::empty(crate::reapi::DigestFunction::Sha256);
+        let tree = Arc::new(Tree {
+            root,
+            directories: HashMap::from([(root, Arc::new(Directory::default()))]),
+            nodes: 1,
+            bytes: 0,
+        });
+        let request = StageRequest {
+            name: "trial".to_owned(),
+            tree,
+            directories: vec!["made".to_owned()],
+            outputs: Vec::new(),
+            owner: None,
+            writable: false,
+            hold: None,
+        };
+        let shown = self.show(&request)?;
+        let made = shown.path().join("made");
+        let found = rustix::fs::stat(&made).map_err(mounts::failed("find", made.display()));
+        let written = rustix::fs::mkdir(made.join("more"), rustix::fs::Mode::RWXU)
+            .map_err(mounts::failed("write to", made.display()));
+        shown.take_down()?;
+        found.and(written).map(|_| ())
+    }
+
+    fn show(&self, request: &StageRequest) -> Result<Root, InputError> {
+        show(&self.shared, &self.subtrees, request, self.number())
+    }
+
+    fn number(&self) -> u64 {
+        self.actions.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// The daemon's own user.
+fn own() -> Owner {
+    Owner {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+    }
+}
+
+fn cannot_mount(at: &Path) -> impl FnOnce(std::io::Error) -> InputError {
+    let object = at.display().to_string();
+    move |source| {
+        let missing = source.to_string().contains("fusermount3 binary");
+        let hint = match missing {
+            true => "; install the package fuse3",
+            false => "; see that /dev/fuse is there and may be opened, and what fusermount3 said",
+        };
+        InputError::Disk {
+            action: "mount a FUSE file system at",
+            object,
+            source: std::io::Error::new(source.kind(), format!("{source}{hint}")),
+        }
+    }
+}
+
+fn show(
+    shared: &Arc<Shared>,
+    subtrees: &Subtrees,
+    request: &StageRequest,
+    action: u64,
+) -> Result<Root, InputError> {
+    let subtree = subtrees.of(&request.tree, action).ok_or_else(|| {
+        // The door promises a whole tree.
+        mounts::failed("find a directory of", &request.name)(rustix::io::Errno::NOENT)
+    })?;
+    // Without a place that more could come from, what is not here is missing.
+    if !shared.cas.has_source() {
+        let lacking = subtrees.lacking(&subtree);
+        if !lacking.is_empty() {
+            return Err(InputError::Missing(named(&request.tree, lacking)));
+        }
+    }
+    Root::show(shared.clone(), request, subtree, action)
+}
+
+#[async_trait]
+impl InputRoots for FuseRoots {
+    fn name(&self) -> &'static str {
+        "fuse"
+    }
+
+    async fn stage(&self, request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError> {
+        let (shared, subtrees, action) =
+            (self.shared.clone(), self.subtrees.clone(), self.number());
+        let shown = blocking("stage", move || show(&shared, &subtrees, &request, action)).await?;
+        Ok(Box::new(shown))
+    }
+}
+
+impl Drop for FuseRoots {
+    fn drop(&mut self) {
+        self.server.expect_end();
+        if let Err(error) = self.shared.layout.strip() {
+            tracing::warn!("mounts of input roots stay until the daemon ends: {error}");
+        }
+    }
+}

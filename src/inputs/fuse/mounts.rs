@@ -1,0 +1,159 @@
+//! The mounts that a view is made of: overlays, clones of directories and files, and their removal.
+
+use std::fmt::Display;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
+    fsopen, mount_bind, mount_change, mount_remount, move_mount, open_tree, unmount,
+};
+
+use crate::inputs::InputError;
+
+/// Names the attempted operation and its object.
+pub(super) fn failed(
+    action: &'static str,
+    object: impl Display,
+) -> impl FnOnce(Errno) -> InputError {
+    let object = object.to_string();
+    move |error| InputError::Disk {
+        action,
+        object,
+        source: error.into(),
+    }
+}
+
+/// Gives this process mounts of its own: what it mounts is seen by it and its children alone, and goes with the last of
+/// them. To be called before there are threads; needs CAP_SYS_ADMIN.
+pub fn private_mounts() -> std::io::Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    Ok(mount_change("/", slave)?)
+}
+
+/// An overlay that is mounted nowhere yet: what is written to it goes to `upper`.
+///
+/// A directory of the lower layer cannot be renamed and a file of it is copied whole before it is changed: so everything
+/// that an action made or changed is in `upper` as it is.
+pub(super) fn overlay(lower: &Path, upper: &Path, work: &Path) -> Result<OwnedFd, InputError> {
+    let step = |action| failed(action, "an overlay");
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(step("open"))?;
+    // As descriptors: their names have no length or letter that the kernel's parser minds.
+    let open = |path: &Path| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(CWD, path, flags, Mode::empty());
+        fd.map_err(failed("open", path.display()))
+    };
+    let (lower, upper, work) = (open(lower)?, open(upper)?, open(work)?);
+    let named = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let options = [
+        ("source", "boxwright".to_owned()),
+        ("lowerdir", named(&lower)),
+        ("upperdir", named(&upper)),
+        ("workdir", named(&work)),
+        ("redirect_dir", "off".to_owned()),
+        ("metacopy", "off".to_owned()),
+        ("index", "off".to_owned()),
+        ("xino", "off".to_owned()),
+    ];
+    for (key, value) in &options {
+        fsconfig_set_string(&context, *key, value.as_str()).map_err(step("set an option of"))?;
+    }
+    // What an action leaves is not flushed to disk when it ends: it goes to the store or nowhere.
+    fsconfig_set_flag(&context, "volatile").map_err(step("set volatile for"))?;
+    fsconfig_create(&context).map_err(step("create"))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(step("mount"))
+}
+
+/// A copy of what is mounted at `path`, or of the part of a mount below it, with all mounts below that.
+pub(super) fn clone(path: &Path) -> Result<OwnedFd, InputError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    open_tree(CWD, path, flags).map_err(failed("clone the mount of", path.display()))
+}
+
+/// Mounts what was cloned or made at `at`.
+pub(super) fn attach(mount: impl AsFd, at: &Path) -> Result<(), InputError> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(mount, "", CWD, at, flags).map_err(failed("mount at", at.display()))
+}
+
+/// Shows the directory `source` at `target` too, read-only.
+pub(super) fn show_read_only(source: &Path, target: &Path) -> Result<(), InputError> {
+    mount_bind(source, target).map_err(failed("show a directory at", target.display()))?;
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    mount_remount(target, flags, "").map_err(failed("make read-only", target.display()))
+}
+
+/// Takes away what is mounted at `path` with everything below, now for everybody new and later for who is in it.
+pub(super) fn detach(path: &Path) -> rustix::io::Result<()> {
+    unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+}
+
+/// Takes away every mount below `dir` that an earlier run left, the newest first.
+pub(super) fn detach_all_below(dir: &Path) -> Result<usize, InputError> {
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").map_err(|source| {
+        InputError::Disk {
+            action: "read",
+            object: "/proc/thread-self/mountinfo".to_owned(),
+            source,
+        }
+    })?;
+    let below: Vec<PathBuf> = { table.lines().rev() }
+        .filter_map(mount_point)
+        .filter(|point| point.starts_with(dir) && point != dir)
+        .collect();
+    for point in &below {
+        match detach(point) {
+            // It went with one above it.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(error) => return Err(failed("unmount", point.display())(error)),
+        }
+    }
+    Ok(below.len())
+}
+
+/// The mount point of a line of mountinfo (proc_pid_mountinfo(5)): the fifth field, with spaces and the like in octal.
+fn mount_point(line: &str) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStringExt;
+    let field = line.split(' ').nth(4)?.as_bytes();
+    let mut path = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = after
+            .get(..3)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        let octal = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match (byte, octal) {
+            (b'\\', Some(escaped)) => {
+                path.push(escaped);
+                rest = &after[3..];
+            }
+            _ => {
+                path.push(byte);
+                rest = after;
+            }
+        }
+    }
+    Some(std::ffi::OsString::from_vec(path).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_as_they_are() {
+        let line =
+            r"36 35 98:0 /mnt1 /mnt/with\040space\134 rw,noatime master:1 - ext3 /dev/root rw";
+        assert_eq!(mount_point(line), Some("/mnt/with space\\".into()));
+        assert_eq!(mount_point("36 35"), None);
+    }
+}

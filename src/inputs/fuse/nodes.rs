@@ -1,0 +1,423 @@
+//! The file system that shows input trees, as nodes with numbers; it knows no kernel protocol and never waits.
+//!
+//! ```text
+//! /by-digest/NAME    views: directories that all actions share, by names that the rest of this room makes up
+//! /a/NAME            private views: nothing in them is shared, so that it is seen what an action asks for
+//! ```
+//!
+//! Everything but the content of files is answered from decoded Directory messages in memory. A directory has a number
+//! of its own on each path: under a shared one the kernel would move it from path to path. A file has the same number
+//! wherever it has the same content, mode and time, so that the kernel keeps its pages once. Numbers are never used
+//! again. What the kernel knows is counted, so that a node goes when the kernel has forgotten it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::entry::{self, Attributes, Content, Entry, Kind, Look};
+use super::subtree::Subtree;
+use crate::config::Owner;
+
+/// A node's number.
+pub(super) type NodeId = u64;
+
+/// The root, as every kernel protocol has it.
+pub(super) const ROOT: NodeId = 1;
+const SHARED: NodeId = 2;
+const PRIVATE: NodeId = 3;
+/// The names of the two.
+pub(super) const SHARED_NAME: &str = "by-digest";
+pub(super) const PRIVATE_NAME: &str = "a";
+
+/// All nodes.
+pub(super) struct Nodes {
+    table: Mutex<Table>,
+    /// The owner of the directories that are in no tree.
+    own: Owner,
+    /// The root is that of a tree, and there is nothing else.
+    plain: bool,
+}
+
+struct Table {
+    nodes: HashMap<NodeId, Node>,
+    leaves: HashMap<Arc<Look>, NodeId>,
+    views: HashMap<String, NodeId>,
+    private: HashMap<String, NodeId>,
+    next: NodeId,
+}
+
+/// A tree on show.
+pub(super) struct View {
+    pub(super) name: String,
+    pub(super) root: Arc<Subtree>,
+    owner: Owner,
+    /// Not 0 if its files are nobody else's.
+    pub(super) private: u64,
+    /// Names that the kernel was told of, and may still know.
+    told: AtomicU64,
+}
+
+impl View {
+    /// A bound of how many names below it the kernel keeps.
+    pub(super) fn told(&self) -> u64 {
+        self.told.load(Ordering::Relaxed)
+    }
+}
+
+struct Node {
+    /// How often the kernel was told of it, minus what it forgot.
+    known: u64,
+    what: What,
+}
+
+enum What {
+    Directory(Place),
+    /// A file or a link.
+    Leaf(Arc<Look>),
+}
+
+/// A directory at its place.
+#[derive(Clone)]
+struct Place {
+    view: Arc<View>,
+    subtree: Arc<Subtree>,
+    parent: NodeId,
+    /// Which of its parent's subdirectories it is; `None` for the root of a view.
+    index: Option<u32>,
+    children: HashMap<u32, NodeId>,
+}
+
+/// What a directory holds, as of now.
+pub(super) enum Listing {
+    /// A directory of a tree.
+    Tree(Arc<Subtree>),
+    /// Directories with these names, which are looked up by them.
+    Names(Vec<String>),
+}
+
+impl Listing {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Listing::Tree(subtree) => subtree.directory.entries(),
+            Listing::Names(names) => names.len(),
+        }
+    }
+}
+
+impl Nodes {
+    pub(super) fn new(own: Owner) -> Self {
+        Nodes {
+            own,
+            plain: false,
+            table: Mutex::new(Table {
+                nodes: HashMap::new(),
+                leaves: HashMap::new(),
+                views: HashMap::new(),
+                private: HashMap::new(),
+                next: PRIVATE + 1,
+            }),
+        }
+    }
+
+    /// Shows one tree, and that as the root.
+    pub(super) fn of(root: Arc<Subtree>, owner: Owner) -> Self {
+        let mut nodes = Nodes::new(owner);
+        nodes.plain = true;
+        let view = View {
+            name: String::new(),
+            root: root.clone(),
+            owner,
+            private: 0,
+            told: AtomicU64::new(0),
+        };
+        let place = Place {
+            view: Arc::new(view),
+            subtree: root,
+            parent: ROOT,
+            index: None,
+            children: HashMap::new(),
+        };
+        let what = What::Directory(place);
+        // Whatever the kernel forgets, never the root.
+        let known = u64::MAX / 2;
+        let table = nodes.table.get_mut();
+        table.nodes.insert(ROOT, Node { known, what });
+        nodes
+    }
+
+    /// Shows a tree under a name that was never used before, in `by-digest` or, with a number of its own, in `a`.
+    pub(super) fn show(
+        &self,
+        name: String,
+        root: Arc<Subtree>,
+        owner: Owner,
+        private: u64,
+    ) -> Arc<View> {
+        let view = Arc::new(View {
+            name: name.clone(),
+            root: root.clone(),
+            owner,
+            private,
+            told: AtomicU64::new(0),
+        });
+        let mut table = self.table.lock();
+        let id = table.number();
+        let (parent, names) = match private {
+            0 => (SHARED, &mut table.views),
+            _ => (PRIVATE, &mut table.private),
+        };
+        names.insert(name, id);
+        let place = Place {
+            view: view.clone(),
+            subtree: root,
+            parent,
+            index: None,
+            children: HashMap::new(),
+        };
+        // Once for being on show.
+        let node = Node {
+            known: 1,
+            what: What::Directory(place),
+        };
+        table.nodes.insert(id, node);
+        view
+    }
+
+    /// Takes a tree off. What the kernel still knows of it stays until it forgets it.
+    pub(super) fn hide(&self, parent: NodeId, name: &str) -> Result<(), Errno> {
+        let mut table = self.table.lock();
+        let names = match parent {
+            SHARED => &mut table.views,
+            PRIVATE => &mut table.private,
+            _ => return Err(Errno::ROFS),
+        };
+        let id = names.remove(name).ok_or(Errno::NOENT)?;
+        table.forget(id, 1);
+        Ok(())
+    }
+
+    /// What is under a name, which the kernel knows from now on; `None` if nothing is or ever will be.
+    pub(super) fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Option<Attributes>, Errno> {
+        let Ok(name) = std::str::from_utf8(name) else {
+            return Ok(None);
+        };
+        let mut table = self.table.lock();
+        let named = match parent {
+            SHARED => table.views.get(name).copied(),
+            PRIVATE => table.private.get(name).copied(),
+            ROOT if !self.plain => {
+                let fixed = [(SHARED_NAME, SHARED), (PRIVATE_NAME, PRIVATE)];
+                let found = fixed.into_iter().find(|(fixed, _)| *fixed == name);
+                return Ok(found.map(|(_, id)| self.fixed(id)));
+            }
+            _ => {
+                let found = entry::find(&table.place(parent)?.subtree.directory, name);
+                let counted = found.map(|index| table.enter(parent, index));
+                return counted.transpose();
+            }
+        };
+        // A view may get this name later.
+        let id = named.ok_or(Errno::NOENT)?;
+        Ok(Some(table.tell(id)?))
+    }
+
+    /// The entry of a listing at `index`, which the kernel knows from now on unless it is [`Nodes::forget`]ten.
+    pub(super) fn entry(
+        &self,
+        parent: NodeId,
+        listing: &Listing,
+        index: usize,
+    ) -> Result<(String, Attributes), Errno> {
+        match listing {
+            Listing::Tree(subtree) => {
+                let attributes = self.table.lock().enter(parent, index)?;
+                let name = entry::name(&subtree.directory, index).ok_or(Errno::NOENT)?;
+                Ok((name.to_owned(), attributes))
+            }
+            Listing::Names(names) => {
+                let name = names.get(index).ok_or(Errno::NOENT)?;
+                let attributes = self.lookup(parent, name.as_bytes())?;
+                Ok((name.clone(), attributes.ok_or(Errno::NOENT)?))
+            }
+        }
+    }
+
+    /// What a directory holds, and the directory that it is in.
+    pub(super) fn listing(&self, id: NodeId) -> Result<(Listing, NodeId), Errno> {
+        let table = self.table.lock();
+        let sorted = |names: &HashMap<String, NodeId>| {
+            let mut names: Vec<String> = names.keys().cloned().collect();
+            names.sort_unstable();
+            Listing::Names(names)
+        };
+        Ok(match id {
+            ROOT if !self.plain => {
+                let names = [PRIVATE_NAME, SHARED_NAME].map(str::to_owned);
+                (Listing::Names(names.into()), ROOT)
+            }
+            SHARED => (sorted(&table.views), ROOT),
+            PRIVATE => (sorted(&table.private), ROOT),
+            _ => {
+                let place = table.place(id)?;
+                (Listing::Tree(place.subtree.clone()), place.parent)
+            }
+        })
+    }
+
+    /// A node's attributes.
+    pub(super) fn attributes(&self, id: NodeId) -> Result<Attributes, Errno> {
+        match id {
+            SHARED | PRIVATE => Ok(self.fixed(id)),
+            ROOT if !self.plain => Ok(self.fixed(id)),
+            _ => self.table.lock().attributes(id),
+        }
+    }
+
+    /// What a file holds, or where a link points.
+    pub(super) fn content(&self, id: NodeId) -> Result<Content, Errno> {
+        match &self.table.lock().nodes.get(&id).ok_or(Errno::NOENT)?.what {
+            What::Directory(_) => Err(Errno::ISDIR),
+            What::Leaf(look) => Ok(look.content.clone()),
+        }
+    }
+
+    /// The kernel forgets having been told of a node so many times.
+    pub(super) fn forget(&self, id: NodeId, times: u64) {
+        self.table.lock().forget(id, times);
+    }
+
+    /// How many nodes the kernel knows or may ask for.
+    pub(super) fn count(&self) -> usize {
+        self.table.lock().nodes.len()
+    }
+
+    fn fixed(&self, id: NodeId) -> Attributes {
+        Attributes {
+            id,
+            kind: Kind::Directory,
+            mode: 0o755,
+            size: 0,
+            links: 2,
+            mtime: crate::tree::shown_mtime(None),
+            owner: self.own,
+        }
+    }
+}
+
+impl Table {
+    fn number(&mut self) -> NodeId {
+        self.next += 1;
+        self.next
+    }
+
+    fn place(&self, id: NodeId) -> Result<&Place, Errno> {
+        match &self.nodes.get(&id).ok_or(Errno::NOENT)?.what {
+            What::Directory(place) => Ok(place),
+            What::Leaf(_) => Err(Errno::NOTDIR),
+        }
+    }
+
+    /// Tells of the entry at `index` of a directory of a tree.
+    fn enter(&mut self, parent: NodeId, index: usize) -> Result<Attributes, Errno> {
+        let place = self.place(parent)?;
+        let (view, subtree) = (place.view.clone(), place.subtree.clone());
+        view.told.fetch_add(1, Ordering::Relaxed);
+        let id = match entry::at(&subtree.directory, index).ok_or(Errno::NOENT)? {
+            Entry::Directory(index) => {
+                let key = index as u32;
+                match place.children.get(&key) {
+                    Some(&id) => id,
+                    None => {
+                        let below = subtree.children.get(index).ok_or(Errno::IO)?.clone();
+                        self.descend(parent, view, below, key)?
+                    }
+                }
+            }
+            entry => {
+                let look = entry::leaf(&subtree.directory, entry, view.owner, view.private);
+                let look = look.ok_or(Errno::NOENT)?;
+                match self.leaves.get(&look) {
+                    Some(&id) => id,
+                    None => self.leaf(look),
+                }
+            }
+        };
+        self.tell(id)
+    }
+
+    fn descend(
+        &mut self,
+        parent: NodeId,
+        view: Arc<View>,
+        subtree: Arc<Subtree>,
+        index: u32,
+    ) -> Result<NodeId, Errno> {
+        let id = self.number();
+        let place = Place {
+            view,
+            subtree,
+            parent,
+            index: Some(index),
+            children: HashMap::new(),
+        };
+        let what = What::Directory(place);
+        self.nodes.insert(id, Node { known: 0, what });
+        if let What::Directory(above) = &mut self.nodes.get_mut(&parent).ok_or(Errno::NOENT)?.what {
+            above.children.insert(index, id);
+        }
+        Ok(id)
+    }
+
+    fn leaf(&mut self, look: Look) -> NodeId {
+        let id = self.number();
+        let look = Arc::new(look);
+        self.leaves.insert(look.clone(), id);
+        let what = What::Leaf(look);
+        self.nodes.insert(id, Node { known: 0, what });
+        id
+    }
+
+    fn tell(&mut self, id: NodeId) -> Result<Attributes, Errno> {
+        self.nodes.get_mut(&id).ok_or(Errno::NOENT)?.known += 1;
+        self.attributes(id)
+    }
+
+    fn attributes(&self, id: NodeId) -> Result<Attributes, Errno> {
+        Ok(match &self.nodes.get(&id).ok_or(Errno::NOENT)?.what {
+            What::Directory(place) => {
+                entry::of_directory(id, &place.subtree.directory, place.view.owner)
+            }
+            What::Leaf(look) => entry::of_leaf(id, look),
+        })
+    }
+
+    fn forget(&mut self, id: NodeId, times: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        node.known = node.known.saturating_sub(times);
+        if node.known > 0 {
+            return;
+        }
+        match self.nodes.remove(&id).map(|node| node.what) {
+            Some(What::Leaf(look)) => {
+                self.leaves.remove(&*look);
+            }
+            Some(What::Directory(place)) => {
+                let Some(index) = place.index else {
+                    return;
+                };
+                place.view.told.fetch_sub(1, Ordering::Relaxed);
+                if let Some(above) = self.nodes.get_mut(&place.parent)
+                    && let What::Directory(above) = &mut above.what
+                {
+                    above.children.remove(&index);
+                }
+            }
+            None => {}
+        }
+    }
+}

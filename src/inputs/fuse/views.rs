@@ -1,0 +1,208 @@
+//! The trees on show, kept from action to action: the kernel remembers what it was told of each, so that an action finds hot
+//! what an earlier one has touched.
+//!
+//! A view is a directory of the file system ([`super::nodes`]). One that is shown *within* roots is mounted at a place of
+//! its own, with its large local blobs mounted over their paths, so that one clone shows all of it. Views that were
+//! used longest ago go when the kernel keeps too many names for them.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, CWD, Mode};
+use rustix::io::Errno;
+
+use super::layout::Layout;
+use super::mounts::{self, failed};
+use super::nodes::{Nodes, View};
+use super::plan::below;
+use super::subtree::{LARGE, Subtree};
+use crate::cas::LocalStore;
+use crate::config::Owner;
+use crate::inputs::InputError;
+use crate::reapi::Digest;
+use crate::tree::File;
+
+/// Names that the kernel keeps for views that nobody uses: each takes it about one KiB.
+const NAMES: u64 = 200_000;
+/// Views that are kept while nobody uses them.
+const VIEWS: usize = 2_000;
+/// Blobs that are mounted over their paths, per view.
+const BLOBS: usize = 64;
+
+/// All views.
+pub(super) struct Views {
+    layout: Arc<Layout>,
+    nodes: Arc<Nodes>,
+    store: Arc<LocalStore>,
+    kept: Mutex<LruCache<Key, Arc<Kept>>>,
+    numbers: AtomicU64,
+    names: u64,
+}
+
+type Key = (Digest, Owner);
+
+/// A view that is kept.
+pub(super) struct Kept {
+    view: Arc<View>,
+    /// Where the view is, below the read-only mount of the file system.
+    pub(super) path: PathBuf,
+    place: Mutex<Option<Mounted>>,
+}
+
+/// Where a view is mounted on its own.
+struct Mounted {
+    at: PathBuf,
+    /// Paths that have their blob over them.
+    blobs: HashSet<String>,
+}
+
+impl Views {
+    pub(super) fn new(layout: Arc<Layout>, nodes: Arc<Nodes>, store: Arc<LocalStore>) -> Self {
+        Views {
+            layout,
+            nodes,
+            store,
+            kept: Mutex::new(LruCache::unbounded()),
+            numbers: AtomicU64::new(0),
+            names: NAMES,
+        }
+    }
+
+    /// The view of a directory, for actions of this owner.
+    pub(super) fn shared(&self, subtree: &Arc<Subtree>, owner: Owner) -> Arc<Kept> {
+        let mut kept = self.kept.lock();
+        let make = || {
+            let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+            let digest = subtree.digest;
+            // The number makes it a name that the kernel never heard: one that it was made to forget may still be in use.
+            let name = format!("{}-{}.{number}", digest.hash_hex(), digest.size());
+            let path = self.layout.shared(&name);
+            Arc::new(Kept {
+                view: self.nodes.show(name, subtree.clone(), owner, 0),
+                path,
+                place: Mutex::new(None),
+            })
+        };
+        kept.get_or_insert((subtree.digest, owner), make).clone()
+    }
+
+    /// A clone of a view's mount, to be mounted in a root.
+    pub(super) fn part(&self, kept: &Kept) -> Result<rustix::fd::OwnedFd, InputError> {
+        let mut place = kept.place.lock();
+        let mounted = match &mut *place {
+            Some(mounted) => mounted,
+            None => place.insert(self.mount(kept)?),
+        };
+        self.lay_blobs(&kept.view.root, mounted)?;
+        mounts::clone(&mounted.at)
+    }
+
+    /// Makes the kernel forget what was used longest ago, as long as it keeps too much. Blocks.
+    pub(super) fn shrink(&self) {
+        loop {
+            let oldest = {
+                let mut kept = self.kept.lock();
+                // One that somebody has in hand is in use.
+                let idle = |kept: &Kept| kept.view.told() + 1;
+                let (mut names, mut views, mut oldest) = (0, 0, None);
+                for (key, view) in kept.iter().filter(|(_, view)| Arc::strong_count(view) == 1) {
+                    names += idle(view);
+                    views += 1;
+                    oldest = Some(*key);
+                }
+                match oldest {
+                    Some(key) if names > self.names || views > VIEWS => kept.pop(&key),
+                    _ => return,
+                }
+            };
+            if let Some(oldest) = oldest {
+                self.drop_view(&oldest);
+            }
+        }
+    }
+
+    fn drop_view(&self, kept: &Kept) {
+        if let Some(mounted) = kept.place.lock().take() {
+            let gone = mounts::detach(&mounted.at)
+                .and_then(|()| rustix::fs::unlinkat(CWD, &mounted.at, AtFlags::REMOVEDIR));
+            if let Err(error) = gone {
+                tracing::warn!("cannot unmount {}: {error}", mounted.at.display());
+            }
+        }
+        self.forget(&self.layout.shared_control(&kept.view.name));
+    }
+
+    fn forget(&self, path: &std::path::Path) {
+        match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => tracing::warn!("cannot take {} off: {error}", path.display()),
+        }
+    }
+
+    fn mount(&self, kept: &Kept) -> Result<Mounted, InputError> {
+        let at = self.layout.place(&kept.view.name);
+        rustix::fs::mkdirat(CWD, &at, Mode::RWXU).map_err(failed("create", at.display()))?;
+        mounts::attach(mounts::clone(&kept.path)?, &at)?;
+        Ok(Mounted {
+            at,
+            blobs: HashSet::new(),
+        })
+    }
+
+    /// Mounts large blobs that are local by now over their paths.
+    fn lay_blobs(&self, root: &Arc<Subtree>, mounted: &mut Mounted) -> Result<(), InputError> {
+        if root.large <= mounted.blobs.len() as u64 || mounted.blobs.len() >= BLOBS {
+            return Ok(());
+        }
+        let mut stack = vec![(String::new(), root)];
+        while let Some((path, subtree)) = stack.pop() {
+            for file in subtree.directory.files.iter().filter(|file| is_large(file)) {
+                let path = below(&path, &file.name);
+                if mounted.blobs.len() >= BLOBS {
+                    return Ok(());
+                }
+                if !mounted.blobs.contains(&path) && self.lay(file, &mounted.at.join(&path))? {
+                    mounted.blobs.insert(path);
+                }
+            }
+            let names = subtree.directory.directories.iter().map(|d| &*d.name);
+            let children = names.zip(&*subtree.children);
+            let large = children.filter(|(_, child)| child.large > 0);
+            stack.extend(large.map(|(name, child)| (below(&path, name), child)));
+        }
+        Ok(())
+    }
+
+    fn lay(&self, file: &File, at: &std::path::Path) -> Result<bool, InputError> {
+        if !self.store.contains(file.digest) {
+            return Ok(false);
+        }
+        let Some(blob) = self.store.path(file.digest, file.executable)? else {
+            return Ok(false);
+        };
+        let Some(shown) = self.layout.blob(&blob) else {
+            return Ok(false);
+        };
+        match mounts::clone(&shown) {
+            Ok(mount) => mounts::attach(mount, at).map(|()| true),
+            // Evicted since, or removed by hand: it is read as any other file.
+            Err(InputError::Disk { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether a file is shown as the one in the store: large, and with no mode or time of its own.
+fn is_large(file: &File) -> bool {
+    let plain =
+        { file.properties.as_deref() }.is_none_or(|p| p.mtime.is_none() && p.unix_mode.is_none());
+    plain && file.digest.size() >= LARGE
+}

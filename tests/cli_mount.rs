@@ -1,0 +1,138 @@
+//! `boxwright mount`: a tree of a CAS as a file system, files fetched when they are read.
+
+#[path = "common/faulty_cas/mod.rs"]
+mod faulty_cas;
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use boxwright::reapi::Digest;
+use boxwright::reapi::proto::re;
+use faulty_cas::{FaultyCas, blob};
+use prost::Message;
+use rustix::process::{Pid, Signal, kill_process};
+
+fn possible() -> bool {
+    let possible = rustix::process::geteuid().is_root()
+        && Path::new("/dev/fuse").exists()
+        && Command::new("fusermount3").arg("-V").output().is_ok();
+    if !possible {
+        eprintln!("SKIPPED: needs root, /dev/fuse and fusermount3");
+    }
+    possible
+}
+
+/// A tree of `a` (small), `sub/big` (8 MiB) and `link`.
+async fn tree(cas: &FaultyCas) -> (Digest, Digest) {
+    let (_, small) = blob(1, 100);
+    let small = cas.put(small);
+    let big = cas.put_pattern(8 << 20);
+    let file = |name: &str, digest: Digest| re::FileNode {
+        name: name.into(),
+        digest: Some(digest.to_proto()),
+        ..Default::default()
+    };
+    let sub = re::Directory {
+        files: vec![file("big", big)],
+        ..Default::default()
+    };
+    let sub = cas.put(sub.encode_to_vec().into());
+    let root = re::Directory {
+        files: vec![file("a", small)],
+        directories: vec![re::DirectoryNode {
+            name: "sub".into(),
+            digest: Some(sub.to_proto()),
+        }],
+        symlinks: vec![re::SymlinkNode {
+            name: "link".into(),
+            target: "sub/big".into(),
+            node_properties: None,
+        }],
+        ..Default::default()
+    };
+    (cas.put(root.encode_to_vec().into()), big)
+}
+
+fn mount(cas: &FaultyCas, root: Digest, at: &Path) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_boxwright"))
+        .args(["mount", "--instance", "main", "--remote", &cas.address])
+        .arg(root.to_string())
+        .arg(at)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    while !said.contains("is mounted at") {
+        let before = said.len();
+        stderr.read_line(&mut said).unwrap();
+        assert!(said.len() > before, "it ended: {said}");
+    }
+    child
+}
+
+fn end(mut child: Child) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tree_is_there_at_once_and_its_files_when_they_are_read() {
+    if !possible() {
+        return;
+    }
+    let cas = FaultyCas::start().await;
+    let (root, big) = tree(&cas).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (cas, at) = (cas.clone(), dir.path().to_owned());
+    let work = move || {
+        let child = mount(&cas, root, &at);
+        let size = std::fs::metadata(at.join("link")).unwrap().len();
+        assert_eq!(size, 8 << 20);
+        assert!(
+            !cas.state.seen.lock().sent.contains_key(&big),
+            "nobody has read it yet"
+        );
+        assert_eq!(std::fs::read(at.join("a")).unwrap().len(), 100);
+        assert!(std::fs::read(at.join("link")).unwrap() == faulty_cas::pattern(0, 8 << 20));
+        assert_eq!(cas.state.seen.lock().sent[&big], 1, "it is fetched once");
+        let error = std::fs::write(at.join("new"), "x").unwrap_err();
+        assert!(std::fs::metadata(at.join("new")).is_err(), "{error}");
+        let mut names: Vec<_> = { std::fs::read_dir(&at).unwrap() }
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["a", "link", "sub"]);
+        end(child);
+        assert_eq!(
+            std::fs::read_dir(&at).unwrap().count(),
+            0,
+            "it is unmounted"
+        );
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_ends_when_somebody_unmounts_it() {
+    if !possible() {
+        return;
+    }
+    let cas = FaultyCas::start().await;
+    let (root, _) = tree(&cas).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (cas, at) = (cas.clone(), dir.path().to_owned());
+    let work = move || {
+        let mut child = mount(&cas, root, &at);
+        let status = Command::new("fusermount3")
+            .arg("-u")
+            .arg(&at)
+            .status()
+            .unwrap();
+        assert!(status.success());
+        assert!(child.wait().unwrap().success());
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+}

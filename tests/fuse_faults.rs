@@ -1,0 +1,230 @@
+//! An action whose inputs come from a CAS that stalls, fails, lies or lacks them: it dies when it is told to, it never reads a
+//! wrong byte, and its end says what was wrong.
+
+#[path = "common/action.rs"]
+mod common;
+#[path = "common/faulty_cas/mod.rs"]
+mod faulty_cas;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boxwright::action::Ending;
+use boxwright::reapi::Digest;
+use boxwright::reapi::proto::re;
+use bytes::Bytes;
+use common::{Bench, action, sh};
+use faulty_cas::{FaultyCas, blob};
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+/// A worker whose CAS is `cas`, with this patience.
+fn bench(cas: &FaultyCas, retries: u32, patience: Duration) -> Option<Bench> {
+    Bench::fuse(Some(Arc::new(cas.client_with(retries, patience))), |_| {})
+}
+
+/// A root whose files the worker does not have.
+fn root(bench: &Bench, files: &[(&str, Digest)]) -> Digest {
+    let files = files.iter().map(|(name, digest)| re::FileNode {
+        name: (*name).into(),
+        digest: Some(digest.to_proto()),
+        ..Default::default()
+    });
+    bench.put_message(&re::Directory {
+        files: files.collect(),
+        ..Default::default()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_is_read_is_fetched() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 3, Duration::from_secs(20)) else {
+        return;
+    };
+    let (read, unread) = (cas.put(blob(1, 5000).1), cas.put(blob(2, 5000).1));
+    let root = root(&bench, &[("read", read), ("unread", unread)]);
+    let finished = bench
+        .run(sh("cat read | wc -c; wc -c < unread"), root)
+        .await;
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    assert_eq!(&finished.result.unwrap().stdout_raw[..], b"5000\n5000\n");
+    let seen = cas.state.seen.lock();
+    assert_eq!(
+        (seen.sent.get(&read), seen.sent.get(&unread)),
+        (Some(&1), None)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_action_that_waits_for_a_stalled_cas_dies_at_once_when_it_is_cancelled() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 0, Duration::from_secs(30)) else {
+        return;
+    };
+    // By a read, by a mapping and by its start: each waits in the kernel in a way of its own.
+    let scripts = [
+        "cat big",
+        "python3 -c 'import mmap; f = open(\"big\"); print(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[9])'",
+        "./big",
+        "(cat big & cat big & cp big copy & wait)",
+    ];
+    for (n, script) in scripts.iter().enumerate() {
+        cas.faults(|faults| {
+            faults.hang.insert("Read", u32::MAX);
+            faults.hang.insert("BatchReadBlobs", u32::MAX);
+        });
+        let big = cas.put_pattern((9 << 20) + n as u64);
+        let mut command = sh(script);
+        command.environment_variables[0].value += ":/usr/local/bin";
+        let command = bench.put_message(&command);
+        let cancel = CancellationToken::new();
+        let root = bench.put_message(&re::Directory {
+            files: vec![re::FileNode {
+                name: "big".into(),
+                digest: Some(big.to_proto()),
+                is_executable: true,
+                ..Default::default()
+            }],
+            ..Default::default()
+        });
+        let mut running = std::pin::pin!(bench.start(action(command, root), cancel.clone()));
+        let asked = async {
+            while cas.calls("Read") == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            finished = &mut running => panic!("{script}: {finished:?}"),
+            () = asked => {}
+        }
+        cas.state.seen.lock().calls.clear();
+        let begun = Instant::now();
+        cancel.cancel();
+        let finished = running.await;
+        let took = begun.elapsed();
+        assert_eq!(finished.ending, Ending::Cancelled, "{script}");
+        assert!(took < Duration::from_millis(200), "{script}: {took:?}");
+        bench.settle().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_cas_is_an_infrastructure_failure_whatever_the_command_makes_of_it() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 1, Duration::from_secs(5)) else {
+        return;
+    };
+    for (n, code) in [Code::Unavailable, Code::Internal, Code::PermissionDenied]
+        .into_iter()
+        .enumerate()
+    {
+        let lost = cas.put(blob(n, 3000).1);
+        cas.faults(|faults| {
+            faults.fail.insert("BatchReadBlobs", (code, u32::MAX));
+            faults.fail.insert("Read", (code, u32::MAX));
+        });
+        let root = root(&bench, &[("in", lost)]);
+        let finished = bench
+            .run(sh("cat in || echo never mind; exit 0"), root)
+            .await;
+        let Ending::Infrastructure(why) = &finished.ending else {
+            panic!("{finished:?}")
+        };
+        assert!(
+            why.contains("\"in\"") && why.contains("BatchReadBlobs"),
+            "{why}"
+        );
+        assert!(!finished.cacheable && finished.result.is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lying_cas_is_never_believed() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 2, Duration::from_secs(5)) else {
+        return;
+    };
+    let wrong = cas.put(blob(1, 3000).1);
+    let big = cas.put_pattern(9 << 20);
+    cas.faults(|faults| {
+        faults.wrong_bytes.insert(wrong, u32::MAX);
+        faults.wrong_bytes.insert(big, u32::MAX);
+    });
+    for (name, digest) in [("small", wrong), ("big", big)] {
+        let root = root(&bench, &[(name, digest)]);
+        let finished = bench.run(sh(&format!("cat {name}; true")), root).await;
+        let Ending::Infrastructure(why) = &finished.ending else {
+            panic!("{finished:?}")
+        };
+        assert!(why.contains(name), "{why}");
+        assert!(!bench.store.contains(digest));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_has_is_named_all_of_it() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 2, Duration::from_secs(5)) else {
+        return;
+    };
+    let here = cas.put(blob(1, 3000).1);
+    let (gone, lost) = (blob(2, 3000).0, blob(3, 3000).0);
+    let root = root(&bench, &[("gone", gone), ("here", here), ("lost", lost)]);
+    let finished = bench.run(sh("cat here gone; true"), root).await;
+    let Ending::MissingInputs(missing) = &finished.ending else {
+        panic!("{finished:?}")
+    };
+    let mut digests: Vec<Digest> = missing.iter().map(|m| m.digest).collect();
+    digests.sort();
+    let mut expected = vec![gone, lost];
+    expected.sort();
+    assert_eq!(digests, expected, "{missing:?}");
+    // What is not read is not missed.
+    let finished = bench.run(sh("cat here > /dev/null"), root).await;
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broken_streams_are_resumed_and_short_ones_are_not_taken_for_whole() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 4, Duration::from_secs(5)) else {
+        return;
+    };
+    let big = cas.put_pattern(9 << 20);
+    cas.faults(|faults| {
+        faults.read_breaks.extend([1 << 20, 3 << 20]);
+        faults.read_ends.push_back(2 << 20);
+    });
+    let root = root(&bench, &[("big", big)]);
+    let finished = bench.run(sh("sha256sum < big"), root).await;
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    let said = String::from_utf8(finished.result.unwrap().stdout_raw.to_vec()).unwrap();
+    assert!(said.starts_with(&big.hash_hex()), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_spent_waiting_for_inputs_is_not_the_commands_own() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 3, Duration::from_millis(1500)) else {
+        return;
+    };
+    // The first call is never answered: it is given up after its deadline, and tried again.
+    cas.faults(|faults| {
+        faults.hang.insert("BatchReadBlobs", 1);
+    });
+    let slow = cas.put(Bytes::from_static(b"slow\n"));
+    let root = root(&bench, &[("slow", slow)]);
+    let begun = Instant::now();
+    let finished = bench.run(sh("cat slow"), root).await;
+    let took = begun.elapsed();
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    let metadata = finished.result.unwrap().execution_metadata.unwrap();
+    let own = metadata.virtual_execution_duration.unwrap();
+    let own = Duration::new(own.seconds as u64, own.nanos as u32);
+    assert!(took >= Duration::from_millis(1500), "{took:?}");
+    assert!(
+        own + Duration::from_millis(1000) < took,
+        "{own:?} of {took:?}"
+    );
+}

@@ -1,0 +1,363 @@
+//! Actions that see their inputs on the file system behave as with real files, and what they leave is collected
+//! as it is.
+
+#[path = "common/action.rs"]
+mod common;
+
+use std::collections::BTreeMap;
+
+use boxwright::action::Ending;
+use boxwright::reapi::Digest;
+use boxwright::reapi::proto::re;
+use common::{Bench, F, sh};
+
+/// A directory of files (`name`, or `name*` if executable) and subdirectories.
+enum Item<'a> {
+    File(&'a [u8]),
+    Link(&'a str),
+    Dir(&'a [(&'a str, Item<'a>)]),
+}
+use Item::{Dir, File, Link};
+
+fn put(bench: &Bench, items: &[(&str, Item<'_>)]) -> Digest {
+    let mut directory = re::Directory::default();
+    for (name, item) in items {
+        match item {
+            File(data) => directory.files.push(re::FileNode {
+                name: name.trim_end_matches('*').into(),
+                digest: Some(bench.put(data).to_proto()),
+                is_executable: name.ends_with('*'),
+                node_properties: None,
+            }),
+            Link(target) => directory.symlinks.push(re::SymlinkNode {
+                name: (*name).into(),
+                target: (*target).into(),
+                node_properties: None,
+            }),
+            Dir(items) => directory.directories.push(re::DirectoryNode {
+                name: (*name).into(),
+                digest: Some(put(bench, items).to_proto()),
+            }),
+        }
+    }
+    directory.files.sort_by(|a, b| a.name.cmp(&b.name));
+    directory.directories.sort_by(|a, b| a.name.cmp(&b.name));
+    directory.symlinks.sort_by(|a, b| a.name.cmp(&b.name));
+    bench.put_message(&directory)
+}
+
+fn outputs(paths: &[&str], script: &str) -> re::Command {
+    re::Command {
+        output_paths: paths.iter().map(|p| (*p).to_owned()).collect(),
+        ..sh(script)
+    }
+}
+
+/// The files of an output directory by path, with their content; links as `-> target`; directories as `/`.
+fn flatten(bench: &Bench, directory: &re::OutputDirectory) -> BTreeMap<String, String> {
+    let tree: re::Tree =
+        prost::Message::decode(&bench.blob(directory.tree_digest.as_ref())[..]).unwrap();
+    let children: BTreeMap<Digest, re::Directory> = { tree.children.into_iter() }
+        .map(|d| (F.digest(&prost::Message::encode_to_vec(&d)), d))
+        .collect();
+    let mut all = BTreeMap::new();
+    let mut stack = vec![(String::new(), tree.root.unwrap())];
+    while let Some((path, directory)) = stack.pop() {
+        for file in &directory.files {
+            let content = String::from_utf8(bench.blob(file.digest.as_ref())).unwrap();
+            all.insert(format!("{path}{}", file.name), content);
+        }
+        for link in &directory.symlinks {
+            all.insert(
+                format!("{path}{}", link.name),
+                format!("-> {}", link.target),
+            );
+        }
+        for child in &directory.directories {
+            let path = format!("{path}{}/", child.name);
+            all.insert(path.clone(), "/".into());
+            let digest = Digest::from_proto(F, child.digest.as_ref()).unwrap();
+            stack.push((path, children[&digest].clone()));
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_command_sees_its_inputs_and_leaves_its_outputs() {
+    let Some(bench) = Bench::fuse(None, |_| {}) else {
+        return;
+    };
+    let root = put(
+        &bench,
+        &[
+            ("in.txt", File(b"hello\n")),
+            ("tool*", File(b"#!/bin/sh\necho tool says $1\n")),
+            ("link", Link("in.txt")),
+            ("empty", File(b"")),
+            (
+                "src",
+                Dir(&[("a.c", File(b"int a;\n")), ("none", Dir(&[]))]),
+            ),
+        ],
+    );
+    let script = "set -e; cat in.txt link empty src/a.c > deep/er/out.txt; ./tool yes >> deep/er/out.txt; \
+                  ls -a . src >> deep/er/out.txt; test ! -e absent; mkdir dir; echo 1 > dir/a; chmod +x dir/a; \
+                  ln -s in.txt made; stat -c '%a %u %s %F' in.txt tool src > looks; id -u >> looks";
+    let command = outputs(
+        &["deep/er/out.txt", "dir", "made", "looks", "absent"],
+        script,
+    );
+    for _ in 0..3 {
+        let finished = bench.run(command.clone(), root).await;
+        assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+        let result = finished.result.unwrap();
+        let paths: Vec<&str> = result.output_files.iter().map(|f| &*f.path).collect();
+        assert_eq!(paths, ["deep/er/out.txt", "looks"]);
+        let out = String::from_utf8(bench.blob(result.output_files[0].digest.as_ref())).unwrap();
+        assert_eq!(
+            out,
+            "hello\nhello\nint a;\ntool says yes\n.:\n.\n..\ndeep\nempty\nin.txt\nlink\nsrc\ntool\n\nsrc:\n.\n..\na.c\nnone\n"
+        );
+        let looks = String::from_utf8(bench.blob(result.output_files[1].digest.as_ref())).unwrap();
+        let uid = looks.lines().last().unwrap();
+        assert_eq!(
+            looks,
+            format!(
+                "444 {uid} 6 regular file\n555 {uid} 28 regular file\n755 {uid} 0 directory\n{uid}\n"
+            )
+        );
+        assert_eq!(result.output_symlinks[0].target, "in.txt");
+        let dir = &result.output_directories[0];
+        assert_eq!(
+            flatten(&bench, dir),
+            BTreeMap::from([("a".into(), "1\n".into())])
+        );
+    }
+    // Places are used again, with nothing in them of what was there before.
+    let places = ["stage/roots", "stage/behind/layers"].map(|place| bench.dir.path().join(place));
+    for place in &places {
+        assert!(
+            std::fs::read_dir(place).unwrap().count() <= 3,
+            "{}",
+            place.display()
+        );
+    }
+    let finished = bench
+        .run(sh("ls -A"), put(&bench, &[("only", File(b""))]))
+        .await;
+    assert_eq!(&finished.result.unwrap().stdout_raw[..], b"only\n");
+}
+
+#[tokio::test]
+async fn outputs_among_inputs_are_merged_replaced_and_removed() {
+    let Some(bench) = Bench::fuse(None, |_| {}) else {
+        return;
+    };
+    let root = put(
+        &bench,
+        &[(
+            "out",
+            Dir(&[
+                ("kept", File(b"kept")),
+                ("changed", File(b"old")),
+                ("removed", File(b"x")),
+                ("link", Link("kept")),
+                ("whole", Dir(&[("deep", Dir(&[("f", File(b"deep"))]))])),
+                ("gone", Dir(&[("f", File(b"g"))])),
+                (
+                    "replaced",
+                    Dir(&[("old", File(b"old")), ("sub", Dir(&[("x", File(b"x"))]))]),
+                ),
+                ("moved", Dir(&[("m", File(b"m"))])),
+                ("turned", Dir(&[("t", File(b"t"))])),
+                ("file", File(b"was a file")),
+            ]),
+        )],
+    );
+    let script = "set -e; cd out; rm changed removed; echo new > changed; rm -r gone replaced turned file; \
+                  mkdir replaced; echo n > replaced/new; mv moved elsewhere; echo flat > turned; mkdir file; \
+                  echo in > file/in; echo more > whole/deep/more; ln -s kept another";
+    let finished = bench
+        .run(
+            outputs(
+                &[
+                    "out",
+                    "out/kept",
+                    "out/removed",
+                    "out/turned",
+                    "out/whole/deep/f",
+                ],
+                script,
+            ),
+            root,
+        )
+        .await;
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    let result = finished.result.unwrap();
+    let files: Vec<(&str, Vec<u8>)> = { result.output_files.iter() }
+        .map(|f| (&*f.path, bench.blob(f.digest.as_ref())))
+        .collect();
+    assert_eq!(
+        files,
+        [
+            ("out/kept", b"kept".to_vec()),
+            ("out/turned", b"flat\n".to_vec()),
+            ("out/whole/deep/f", b"deep".to_vec()),
+        ]
+    );
+    let expected = [
+        ("another", "-> kept"),
+        ("changed", "new\n"),
+        ("elsewhere/", "/"),
+        ("elsewhere/m", "m"),
+        ("file/", "/"),
+        ("file/in", "in\n"),
+        ("kept", "kept"),
+        ("link", "-> kept"),
+        ("replaced/", "/"),
+        ("replaced/new", "n\n"),
+        ("turned", "flat\n"),
+        ("whole/", "/"),
+        ("whole/deep/", "/"),
+        ("whole/deep/f", "deep"),
+        ("whole/deep/more", "more\n"),
+    ];
+    let expected = expected.map(|(path, content)| (path.to_owned(), content.to_owned()));
+    assert_eq!(
+        flatten(&bench, &result.output_directories[0]),
+        BTreeMap::from(expected)
+    );
+}
+
+#[tokio::test]
+async fn an_output_that_is_an_untouched_input_costs_no_read() {
+    let Some(bench) = Bench::fuse(None, |_| {}) else {
+        return;
+    };
+    let root = put(
+        &bench,
+        &[
+            ("in", File(b"as it is")),
+            (
+                "sub",
+                Dir(&[("run*", File(b"program")), ("link", Link("run"))]),
+            ),
+        ],
+    );
+    let finished = bench
+        .run(outputs(&["in", "sub/run", "sub/link", "sub"], "true"), root)
+        .await;
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    let result = finished.result.unwrap();
+    assert_eq!(
+        result.output_files[0].digest,
+        Some(F.digest(b"as it is").to_proto())
+    );
+    assert!(result.output_files[1].is_executable);
+    assert_eq!(result.output_symlinks[0].target, "run");
+    assert_eq!(flatten(&bench, &result.output_directories[0]).len(), 2);
+}
+
+#[tokio::test]
+async fn a_missing_input_is_named_and_a_bad_directory_refused() {
+    let Some(bench) = Bench::fuse(None, |_| {}) else {
+        return;
+    };
+    let absent = F.digest(b"absent");
+    let root = bench.put_message(&re::Directory {
+        files: vec![re::FileNode {
+            name: "gone.h".into(),
+            digest: Some(absent.to_proto()),
+            ..Default::default()
+        }],
+        ..Default::default()
+    });
+    let finished = bench.run(sh("true"), root).await;
+    let Ending::MissingInputs(missing) = finished.ending else {
+        panic!("{finished:?}")
+    };
+    assert_eq!(
+        (missing[0].digest, &*missing[0].what),
+        (absent, "input file gone.h")
+    );
+
+    let root = put(&bench, &[("in.txt", File(b"x"))]);
+    let finished = bench.run(outputs(&["in.txt/out"], "true"), root).await;
+    assert!(
+        matches!(&finished.ending, Ending::BadRequest(text) if text.contains("in.txt")),
+        "{finished:?}"
+    );
+}
+
+#[tokio::test]
+async fn shared_subtrees_are_read_only_and_outputs_in_them_are_not() {
+    let Some(bench) = Bench::fuse(None, |_| {}) else {
+        return;
+    };
+    let many: Vec<(String, Vec<u8>)> = (0..40)
+        .map(|n| {
+            (
+                format!("h{n:02}.h"),
+                format!("#define H {n}\n").into_bytes(),
+            )
+        })
+        .collect();
+    let headers: Vec<(&str, Item<'_>)> = many
+        .iter()
+        .map(|(name, data)| (&**name, File(data)))
+        .collect();
+    let big = vec![7_u8; 3 << 20];
+    let root = |own: &[u8]| {
+        put(
+            &bench,
+            &[
+                ("include", Dir(&headers_of(&headers))),
+                (
+                    "tool",
+                    Dir(&[("big", File(&big)), ("a", File(b"a")), ("b", File(b"b"))]),
+                ),
+                ("own", File(own)),
+            ],
+        )
+    };
+    let script = "cat include/*.h | cksum > sum; cksum tool/big | cut -d' ' -f1-2 > big; \
+                  (echo x > include/new) 2>/dev/null && echo writable > said || echo read-only > said; cat own >> said";
+    // Small as they are, they are shared once they were seen.
+    assert_eq!(
+        bench.run(sh("true"), root(b"0\n")).await.ending,
+        Ending::Exited(0)
+    );
+    for own in [b"1\n", b"2\n", b"3\n"] {
+        let finished = bench
+            .run(outputs(&["sum", "big", "said"], script), root(own))
+            .await;
+        assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+        let result = finished.result.unwrap();
+        let said = bench.blob(result.output_files[1].digest.as_ref());
+        assert_eq!(
+            String::from_utf8(said).unwrap(),
+            format!("read-only\n{}", String::from_utf8_lossy(own))
+        );
+        let finished = bench
+            .run(
+                outputs(&["include/out"], "echo x > include/out; rm include/h00.h"),
+                root(own),
+            )
+            .await;
+        assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+        assert_eq!(finished.result.unwrap().output_files.len(), 1);
+    }
+}
+
+fn headers_of<'a>(headers: &[(&'a str, Item<'a>)]) -> Vec<(&'a str, Item<'a>)> {
+    let copy = |item: &Item<'a>| match item {
+        File(data) => File(data),
+        Link(target) => Link(target),
+        Dir(items) => Dir(items),
+    };
+    headers
+        .iter()
+        .map(|(name, item)| (*name, copy(item)))
+        .collect()
+}
