@@ -19,8 +19,6 @@ use boxwright::sandbox::{End, Limits, UsageSource};
 const USER: u32 = 0x6fff_0001;
 const PATIENCE: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
-/// Set in the run without the second version.
-const ALONE: &str = "BOXWRIGHT_TEST_V1_ALONE";
 
 /// The groups of a daemon with as many slots; `None`, and a line that says why, if this host cannot enforce `needed`.
 fn groups(slots: usize, needed: &Limits) -> Option<(Cgroups, Vec<SlotGroup>)> {
@@ -112,38 +110,6 @@ fn said(group: &SlotGroup, names: &[&str]) -> String {
 /// A program that holds as many MiB, and needs nothing but what every system has.
 fn hold(mib: u64) -> String {
     format!("dd if=/dev/zero of=/dev/null bs={mib}M count=1 2>&1")
-}
-
-/// Runs this file's tests once more on the first version alone, where the host has both.
-#[test]
-fn all_of_it_without_the_second_version_beside_the_first() {
-    let cgroups = Cgroups::open(0);
-    if std::env::var_os(ALONE).is_some() {
-        assert!(!cgroups.describe().contains("v2"), "{}", cgroups.describe());
-        return;
-    }
-    if !cgroups.describe().contains("with v2 for killing") {
-        println!(
-            "SKIPPED: this host has no two versions: {}",
-            cgroups.describe()
-        );
-        return;
-    }
-    let tests = std::env::current_exe().unwrap();
-    let hide = r#"awk '$9 == "cgroup2" || $10 == "cgroup2" {print $5}' /proc/self/mountinfo | xargs -n1 umount && exec "$0" "$@""#;
-    let output = Command::new("unshare")
-        .args(["-m", "sh", "-c", hide])
-        .arg(tests)
-        .args(["--test-threads", "2"])
-        .env(ALONE, "1")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && said.contains("test result: ok"),
-        "{said}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod bed;
 #[path = "../process_sandbox/command.rs"]
 mod command;
+mod crashes;
 #[path = "../process_sandbox/ending.rs"]
 mod ending;
 mod limits;

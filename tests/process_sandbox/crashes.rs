@@ -237,8 +237,8 @@ fn a_launcher_started_by_hand_says_so() {
 #[test]
 fn a_launcher_that_is_sent_nonsense_says_so_and_ends() {
     use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
-    let exact = [&1_u64.to_le_bytes()[..], &[0xff; 64]].concat();
-    for nonsense in [&b"x"[..], &exact, &[0; 72], &[7; 100_000]] {
+    let exact = [&1_u64.to_le_bytes()[..], &[0xff; 68]].concat();
+    for nonsense in [&b"x"[..], &exact, &[0; 76], &[7; 100_000]] {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,

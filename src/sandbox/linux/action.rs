@@ -150,12 +150,14 @@ impl<'a> Actions<'a> {
             false => Ok(None),
         };
         let (stdout, stderr) = (next(true)?, next(true)?);
+        let groups = (0..run.groups)
+            .map(|_| next(true))
+            .collect::<Result<Vec<_>, _>>()?;
         let root = next(run.root_fd)?;
         let memfd = next(run.in_memfd)?;
-        let (Some(stdout), Some(stderr)) = (stdout, stderr) else {
+        let (Some(stdout), Some(stderr), None) = (stdout, stderr, fds.next()) else {
             return Err(failure(Step::Request, libc::EBADF));
         };
-        let cgroups: Vec<OwnedFd> = fds.collect();
         let read = memfd.map(|memfd| read_strings(memfd, run)).transpose()?;
         let strings = Strings::decode(run, read.as_deref().unwrap_or(inline))
             .map_err(|_| failure(Step::Request, libc::EPROTO))?;
@@ -178,7 +180,7 @@ impl<'a> Actions<'a> {
         let program = strings.argv.first().copied().unwrap_or_default();
         let candidates = candidates(program, &strings.env);
         let candidates: Vec<&CStr> = candidates.iter().map(|c| c.as_c_str()).collect();
-        let cgroups: Vec<RawFd> = cgroups.iter().map(|fd| fd.as_raw_fd()).collect();
+        let cgroups: Vec<RawFd> = groups.iter().flatten().map(|fd| fd.as_raw_fd()).collect();
         let base = CString::new(BUILD).unwrap_or_default();
         let plan = Plan {
             program: Program::new(&candidates, &strings.argv, &strings.env),

@@ -126,7 +126,7 @@ fn keep() -> Result<(), LauncherError> {
                 Err(problem) => refuse(problem)?,
             }
             renounce()?;
-            // From here on the launcher alone holds the socket and what came with the request.
+            // From here on the launcher alone holds the socket.
             drop((write_mapped, socket));
             sys::wait_for(pid).map_err(call("wait for the launcher"))?;
             Ok(())
@@ -172,10 +172,11 @@ fn prepare(slot: usize) -> Result<(), LauncherError> {
     Ok(())
 }
 
-type First = (u64, Vec<u8>);
-
 /// What the commands of this launcher see. `None` if the daemon has hung up.
-fn first_request(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<First>, LauncherError> {
+fn first_request(
+    socket: &OwnedFd,
+    buffer: &mut [u8],
+) -> Result<Option<(u64, Vec<u8>)>, LauncherError> {
     let got = match channel::receive(socket, buffer, true) {
         Ok(got) if got.len == 0 => return Ok(None),
         Err(rustix::io::Errno::CONNRESET) => return Ok(None),

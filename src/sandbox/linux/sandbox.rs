@@ -224,11 +224,6 @@ impl Sandbox for FullSandbox {
             Some(group) => Some(group.begin(&spec.limits).map_err(broken)?),
             None => None,
         };
-        let cgroups = match &slot.group {
-            Some(group) => group.join().iter().map(OwnedFd::try_clone).collect(),
-            None => Ok(Vec::new()),
-        };
-        let cgroups = cgroups.map_err(fail("pass the slot's cgroups on".into()))?;
         let watched = CancellationToken::new();
         let exceeded = watch(&spec, slot.group.as_ref(), watched.clone())
             .map_err(fail("watch what the command writes".into()))?;
@@ -239,7 +234,8 @@ impl Sandbox for FullSandbox {
             spec,
             cancel,
             root,
-            cgroups,
+            // Asked for anew each time, as `begin` may have made the group anew.
+            groups: slot.group.as_ref().map_or(&[][..], |group| group.join()),
             uid: Some(uid),
             exceeded,
         };

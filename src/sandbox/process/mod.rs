@@ -117,7 +117,7 @@ impl Sandbox for ProcessSandbox {
             spec,
             cancel,
             root: None,
-            cgroups: Vec::new(),
+            groups: &[],
             uid,
             exceeded: Box::pin(std::future::pending()),
         };

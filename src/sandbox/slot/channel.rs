@@ -12,7 +12,7 @@ use rustix::net::{
     sendmsg, socketpair,
 };
 
-/// Descriptors in one message: standard output, standard error, a root, a memfd; or a memfd and one for each hierarchy of cgroups.
+/// Descriptors in one message: standard output, standard error, one for each hierarchy of cgroups, a root, a memfd.
 pub(in crate::sandbox) const FDS_MAX: usize = 16;
 
 const CONTROL_LEN: usize = rustix::cmsg_space!(ScmRights(FDS_MAX));

@@ -30,7 +30,17 @@ pub(in crate::sandbox) struct RunRequest {
     strings: Vec<u8>,
     memfd: Option<OwnedFd>,
     root: Option<OwnedFd>,
-    cgroups: Vec<OwnedFd>,
+}
+
+/// What a command writes to, beside its strings.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::sandbox) struct Ends<'a> {
+    /// The write end of its standard output.
+    pub(in crate::sandbox) stdout: BorrowedFd<'a>,
+    /// The write end of its standard error.
+    pub(in crate::sandbox) stderr: BorrowedFd<'a>,
+    /// By which it enters its cgroups.
+    pub(in crate::sandbox) groups: &'a [OwnedFd],
 }
 
 fn fault(message: String) -> Refusal {
@@ -45,13 +55,11 @@ fn setup(action: impl Into<String>, source: impl Into<io::Error>) -> Refusal {
 }
 
 impl RunRequest {
-    /// `root` is a detached mount of the input root, for launchers that cannot see the path; `cgroups` is where the command writes
-    /// 0 to enter its cgroups.
+    /// `root` is a detached mount of the input root, for launchers that cannot see the path.
     pub(in crate::sandbox) fn new(
         spec: &CommandSpec,
         user: Option<SlotUser>,
         root: Option<OwnedFd>,
-        cgroups: Vec<OwnedFd>,
     ) -> Result<RunRequest, Refusal> {
         let strings = strings(spec)?;
         let header = RunHeader {
@@ -65,6 +73,7 @@ impl RunRequest {
             envc: spec.env.len() as u32,
             read_only: spec.view.read_only.len() as u32,
             writable: spec.view.writable.len() as u32,
+            groups: 0,
             root_fd: root.is_some(),
             strings_len: strings.len(),
             in_memfd: strings.len() > INLINE_MAX,
@@ -79,23 +88,27 @@ impl RunRequest {
             strings,
             memfd,
             root,
-            cgroups,
         })
     }
 
-    /// Sends it as run `id`, with the write ends of the command's output.
+    /// Sends it as run `id`.
     pub(in crate::sandbox) fn send(
         &self,
         socket: impl AsFd,
         id: u64,
-        stdout: BorrowedFd<'_>,
-        stderr: BorrowedFd<'_>,
+        ends: Ends<'_>,
     ) -> Result<(), rustix::io::Errno> {
-        let header = Request::Run(RunHeader { id, ..self.header }).encode();
-        let mut fds = vec![stdout, stderr];
+        let groups = ends.groups.len() as u32;
+        let header = Request::Run(RunHeader {
+            id,
+            groups,
+            ..self.header
+        });
+        let header = header.encode();
+        let mut fds = vec![ends.stdout, ends.stderr];
+        fds.extend(ends.groups.iter().map(AsFd::as_fd));
         fds.extend(self.root.as_ref().map(|root| root.as_fd()));
         fds.extend(self.memfd.as_ref().map(|memfd| memfd.as_fd()));
-        fds.extend(self.cgroups.iter().map(|cgroup| cgroup.as_fd()));
         match &self.memfd {
             Some(_) => channel::send(socket, &[IoSlice::new(&header)], &fds),
             None => channel::send(
@@ -228,7 +241,6 @@ mod tests {
                 killer: 5000,
             }),
             None,
-            Vec::new(),
         )
         .unwrap();
         assert_eq!(request.strings, b"/root\0sub\0cc\0A=1=2\0B=\0");
@@ -259,7 +271,7 @@ mod tests {
         for (break_it, expected) in breaks {
             let mut spec = spec();
             break_it(&mut spec);
-            match RunRequest::new(&spec, None, None, Vec::new()) {
+            match RunRequest::new(&spec, None, None) {
                 Err(Refusal::Command(End::NotStarted { code: 126, message })) => {
                     assert!(message.contains(expected), "{message}");
                 }
@@ -269,7 +281,7 @@ mod tests {
         let mut spec = spec();
         spec.root = "relative".into();
         assert!(matches!(
-            RunRequest::new(&spec, None, None, Vec::new()),
+            RunRequest::new(&spec, None, None),
             Err(Refusal::Sandbox(_))
         ));
     }

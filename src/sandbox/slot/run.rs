@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::lookup::judge;
-use super::request::{Refusal, RunRequest};
+use super::request::{Ends, Refusal, RunRequest};
 use super::seat::{KILL_PATIENCE, Seat};
 use super::streams::{Stream, capture};
 use super::wire::{Ended, Report, WireUsage};
@@ -45,15 +45,15 @@ impl Drop for Occupied<'_> {
 }
 
 /// What a level adds to a run.
-pub(in crate::sandbox) struct Run {
+pub(in crate::sandbox) struct Run<'a> {
     /// The command.
     pub(in crate::sandbox) spec: CommandSpec,
     /// Ends it when somebody wants that.
     pub(in crate::sandbox) cancel: CancellationToken,
     /// A detached mount of the input root.
     pub(in crate::sandbox) root: Option<OwnedFd>,
-    /// Where the command writes 0 to enter its cgroups.
-    pub(in crate::sandbox) cgroups: Vec<OwnedFd>,
+    /// By which the command enters its cgroups.
+    pub(in crate::sandbox) groups: &'a [OwnedFd],
     /// Whom the command runs as, for what is said of it.
     pub(in crate::sandbox) uid: Option<u32>,
     /// Completes when the command has gone beyond a bound, with its name.
@@ -72,12 +72,12 @@ pub(in crate::sandbox) struct Ran {
 }
 
 /// Runs a command in a seat that is ready for it.
-pub(in crate::sandbox) async fn run(seat: &mut Seat, run: Run) -> Result<Ran, SandboxError> {
+pub(in crate::sandbox) async fn run(seat: &mut Seat, run: Run<'_>) -> Result<Ran, SandboxError> {
     let Run {
         mut spec,
         cancel,
         root,
-        cgroups,
+        groups,
         uid,
         exceeded,
     } = run;
@@ -88,7 +88,7 @@ pub(in crate::sandbox) async fn run(seat: &mut Seat, run: Run) -> Result<Ran, Sa
     if cancel.is_cancelled() {
         return Ok(at_once(End::Cancelled));
     }
-    let request = match RunRequest::new(&spec, seat.user, root, cgroups) {
+    let request = match RunRequest::new(&spec, seat.user, root) {
         Ok(request) => request,
         Err(Refusal::Command(end)) => return Ok(at_once(end)),
         Err(Refusal::Sandbox(error)) => return Err(error),
@@ -96,7 +96,12 @@ pub(in crate::sandbox) async fn run(seat: &mut Seat, run: Run) -> Result<Ran, Sa
 
     let (stdout, stdout_write) = pipe()?;
     let (stderr, stderr_write) = pipe()?;
-    seat.ask(|socket, id| request.send(socket, id, stdout_write.as_fd(), stderr_write.as_fd()))
+    let ends = Ends {
+        stdout: stdout_write.as_fd(),
+        stderr: stderr_write.as_fd(),
+        groups,
+    };
+    seat.ask(|socket, id| request.send(socket, id, ends))
         .await?;
     // The command alone holds them now, so that their end is its end.
     drop((stdout_write, stderr_write, request));

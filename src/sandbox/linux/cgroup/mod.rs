@@ -3,8 +3,8 @@
 //! [`Cgroups::open`] finds out what this host gives, and makes a [`SlotGroup`] for each slot:
 //!
 //! - the second version (`v2`), in a group that was delegated to us: memory, pids, cpu, io, kill;
-//! - the first version (`v1`), below our own group in each controller's hierarchy; where the second version is mounted beside it
-//!   without controllers (a hybrid host), it counts CPU and kills;
+//! - the first version (`v1`), below our own group in each controller's hierarchy, also where the second version is mounted beside
+//!   it without controllers (a hybrid host);
 //! - nothing, with the reason in words. It is for the caller to say so, and to refuse limits that
 //!   [`Cgroups::unenforced`] names.
 //!
@@ -167,9 +167,6 @@ fn host_swaps() -> bool {
 
 fn describe(source: UsageSource, hierarchies: &[Hierarchy], missing: Option<String>) -> String {
     let version = match source {
-        UsageSource::CgroupV1 if hierarchies.iter().any(|h| h.version == Version::V2) => {
-            "cgroup v1, with v2 for killing and CPU time,"
-        }
         UsageSource::CgroupV1 => "cgroup v1",
         _ => "cgroup v2",
     };

@@ -151,8 +151,8 @@ impl SlotGroup {
         &self.name
     }
 
-    /// The `cgroup.procs` of its directories, open for writing: a process that writes `0` to each is in the group from then
-    /// on, with all its threads and future children. It needs no permission of its own, as the kernel asks whether
+    /// Files of its directories, open for writing: a process of one thread that writes `0` to each is in the group from then
+    /// on, with all its future children. It needs no permission of its own, as the kernel asks whether
     /// the opener was allowed to (since 5.16). Good until the next [`begin`](SlotGroup::begin), which may make the group anew.
     pub fn join(&self) -> &[OwnedFd] {
         &self.join
@@ -398,8 +398,13 @@ fn make(
             None => None,
         },
     };
-    let join = dirs.iter().map(|dir| {
-        let path = dir.join("cgroup.procs");
+    let join = hierarchies.iter().zip(dirs).map(|(hierarchy, dir)| {
+        let path = dir.join(match hierarchy.version {
+            // Who moves one thread, its own, waits for nobody; who moves a process waits until no fork is under way on the whole
+            // machine: 10 to 20 ms for the first in a while.
+            Version::V1 => "tasks",
+            Version::V2 => "cgroup.procs",
+        });
         let file = OpenOptions::new().write(true).open(&path);
         file.map(OwnedFd::from).map_err(failed("open", &path))
     });

@@ -9,6 +9,9 @@ use super::host::{Found, V1};
 
 /// The limits.
 const LIMITS: [&str; 3] = ["memory", "pids", "cpu"];
+/// Beside them time is counted, and the freezer makes killing sure. The second version would do both by one join where it is
+/// mounted beside the first, but entering it waits until no fork is under way on the whole machine: see `slot`.
+const WANTED: [&str; 5] = ["memory", "pids", "cpu", "cpuacct", "freezer"];
 
 /// Whether a hierarchy has anything that limits an action.
 pub(super) fn is_of_use(place: &V1) -> bool {
@@ -19,19 +22,9 @@ pub(super) fn is_of_use(place: &V1) -> bool {
 /// Makes the daemon's directories. The error says in words why there can be none; otherwise what could not be had is told beside
 /// them.
 pub(super) fn prepare(found: &Found) -> Result<(Vec<Hierarchy>, Option<String>), String> {
-    let mut wanted = LIMITS.to_vec();
     let mut hierarchies = Vec::new();
     let mut missing = Vec::new();
-    let unified = found.v2.as_ref().and_then(|own| {
-        base::sweep(&own.dir);
-        let base = Base::create(&own.dir).ok()?;
-        // Nothing is missed where it does not work: the rest does without it.
-        base.dir().join("cgroup.kill").exists().then_some(base)
-    });
-    if unified.is_none() {
-        wanted.extend(["cpuacct", "freezer"]);
-    }
-    for controller in &wanted {
+    for controller in &WANTED {
         let has = |place: &&V1| place.controllers.iter().any(|name| name == controller);
         if !found.v1.iter().any(|place| has(&place)) {
             missing.push(format!("{controller} is not mounted"));
@@ -39,7 +32,7 @@ pub(super) fn prepare(found: &Found) -> Result<(Vec<Hierarchy>, Option<String>),
     }
     for place in &found.v1 {
         let has = |name: &&&str| place.controllers.iter().any(|own| own == **name);
-        let controllers: Vec<&'static str> = wanted.iter().filter(has).copied().collect();
+        let controllers: Vec<&'static str> = WANTED.iter().filter(has).copied().collect();
         if controllers.is_empty() {
             continue;
         }
@@ -56,11 +49,6 @@ pub(super) fn prepare(found: &Found) -> Result<(Vec<Hierarchy>, Option<String>),
     if hierarchies.is_empty() {
         return Err(missing.join("; "));
     }
-    hierarchies.extend(unified.map(|base| Hierarchy {
-        base,
-        version: Version::V2,
-        controllers: Vec::new(),
-    }));
     let missing = (!missing.is_empty()).then(|| missing.join("; "));
     Ok((hierarchies, missing))
 }

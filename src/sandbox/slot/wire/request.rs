@@ -6,7 +6,7 @@ use super::super::uids::SlotUser;
 use super::{MAGIC, Malformed, Reader, Writer};
 
 /// Bytes of a request without its strings.
-pub(crate) const REQUEST_LEN: usize = 76;
+pub(crate) const REQUEST_LEN: usize = 80;
 /// Strings up to this size travel in the datagram itself; a socket buffer holds three such.
 pub(crate) const INLINE_MAX: usize = 60 * 1024;
 /// The kernel takes at most 6 MiB of arguments and environment, whatever the limits are.
@@ -30,8 +30,8 @@ const FLAGS_KNOWN: u32 = 63;
 /// hit the next run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Start a command. Descriptors come with it: standard output and error, the mount of its root if there is one, one that holds
-    /// the strings if they are not inline, and those by which it enters its cgroups.
+    /// Start a command. Descriptors come with it: standard output and error, those by which it enters its cgroups, the mount of
+    /// its root if there is one, and one that holds the strings if they are not inline.
     Run(RunHeader),
     /// Make ready for commands of one kind, once: a memfd with what they see comes with it.
     SetUp { id: u64 },
@@ -60,6 +60,8 @@ pub(crate) struct RunHeader {
     pub(crate) read_only: u32,
     /// Directories below those that do not.
     pub(crate) writable: u32,
+    /// Cgroups to enter: each comes as a descriptor to which a process writes 0.
+    pub(crate) groups: u32,
     /// The root comes as a descriptor of a detached mount.
     pub(crate) root_fd: bool,
     /// Bytes of all strings.
@@ -127,6 +129,7 @@ impl Request {
         out.u32(run.envc);
         out.u32(run.read_only);
         out.u32(run.writable);
+        out.u32(run.groups);
         out.u64(run.open_files.unwrap_or(0));
         out.u64(run.file_size.unwrap_or(0));
         out.u64(run.processes.unwrap_or(0));
@@ -149,6 +152,7 @@ impl Request {
         let envc = input.u32()?;
         let read_only = input.u32()?;
         let writable = input.u32()?;
+        let groups = input.u32()?;
         if flags & !FLAGS_KNOWN != 0 {
             return Err(Malformed("unknown flags"));
         }
@@ -187,6 +191,7 @@ impl Request {
                     envc,
                     read_only,
                     writable,
+                    groups,
                     root_fd: flags & FLAG_ROOT_FD != 0,
                     strings_len,
                     in_memfd,
@@ -286,6 +291,7 @@ mod tests {
             envc: 1,
             read_only: 2,
             writable: 1,
+            groups: 3,
             root_fd: true,
             strings_len: strings.len(),
             in_memfd: false,
