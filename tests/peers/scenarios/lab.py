@@ -350,6 +350,8 @@ class Lab:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(10)
         self.sweep(everything=True)
+        for folder in self.elsewhere:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def own_uids(self):
         """Where a root daemon's slots get their uids from: apart from those of all other daemons, also of other runs."""
