@@ -20,7 +20,9 @@ use crate::observe::{self, ActionRecord};
 use crate::outputs::{self, CollectRequest, Collected, OutputError};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction, time};
-use crate::sandbox::{CommandSpec, End, Inputs, Outcome, Sandbox, Sandboxes, StreamSpec};
+use crate::sandbox::{
+    CommandSpec, End, Inputs, Outcome, RootShape, Sandbox, Sandboxes, StreamSpec,
+};
 use crate::scheduler::Lease;
 use crate::tree::TreeStore;
 
@@ -183,7 +185,8 @@ impl Runner {
             outputs: (resolved.command.outputs.iter())
                 .map(|output| output.within_root.clone())
                 .collect(),
-            writable: false,
+            // Who makes a root of it changes what is in it.
+            writable: resolved.demand.view.root == RootShape::Input,
             owner,
             hold,
         };
@@ -348,7 +351,7 @@ impl Runner {
         };
         Ok(Finished {
             cacheable: ending == Ending::Exited(0) && !resolved.do_not_cache,
-            message: String::new(),
+            message: left_out(&collected.left_out),
             details: Vec::new(),
             result: Some(result),
             ending,
@@ -412,6 +415,20 @@ struct Gathered {
     held: Held,
     stdout: Stream,
     stderr: Stream,
+}
+
+/// What a reader of the result should know of outputs that are not in it; most builds mean nothing by them.
+fn left_out(things: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<&str> = things.iter().take(SHOWN).map(String::as_str).collect();
+    match things.len() {
+        0 => String::new(),
+        all => format!(
+            "{all} left out of the output directories, as no result can hold them: {}{}",
+            shown.join(", "),
+            if all > SHOWN { ", ..." } else { "" }
+        ),
+    }
 }
 
 /// A phase that may be dropped midway, dropped when the action is cancelled.

@@ -157,14 +157,19 @@ pub(super) fn target(
 
 /// Says what a thing is that cannot be an output.
 pub(super) fn special(stat: &Stat) -> String {
-    let what = match FileType::from_raw_mode(stat.st_mode) {
+    let what = what(stat);
+    format!("is {what}: only files, directories and symbolic links can be outputs")
+}
+
+/// What a thing is that REAPI has no node for.
+pub(super) fn what(stat: &Stat) -> &'static str {
+    match FileType::from_raw_mode(stat.st_mode) {
         FileType::Fifo => "a named pipe",
         FileType::Socket => "a socket",
         FileType::CharacterDevice => "a character device",
         FileType::BlockDevice => "a block device",
         _ => "neither",
-    };
-    format!("is {what}: only files, directories and symbolic links can be outputs")
+    }
 }
 
 fn matches_declaration(output: &OutputPath, thing: &Thing) -> Result<(), OutputError> {

@@ -98,6 +98,8 @@ pub struct Collected {
     pub blobs: Vec<Digest>,
     /// Keeps them there.
     pub pins: Vec<crate::cas::Pins>,
+    /// Pipes, sockets and devices that were left out of output directories, each with its path and what it is.
+    pub left_out: Vec<String>,
 }
 
 /// Why outputs were refused or lost.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
-use super::look::{special, target, unreachable};
+use super::look::{target, unreachable, what};
 use super::take::{Pending, Take, Taken};
 use super::{CollectRequest, OutputError, beyond, failed, join, overlay, refused};
 use crate::beneath::{self, Links};
@@ -33,6 +33,8 @@ pub(super) enum Node {
 pub(super) struct Found {
     pub(super) files: Vec<FoundFile>,
     pub(super) directories: Vec<FoundDirectory>,
+    /// What cannot be in a directory's message, each with what it is.
+    pub(super) left_out: Vec<String>,
 }
 
 pub(super) struct FoundFile {
@@ -288,7 +290,12 @@ impl<'r> Walk<'r> {
                 let merged = lower.and_then(|lower| lower.subdirectory(name));
                 self.descend(above, path, Some(id(&stat)), merged, queue)?
             }
-            _ => return Err(refused(&path, special(&stat))),
+            // REAPI has no node for it. Builds leave such things in their directories, and mean nothing by it.
+            _ => {
+                let left_out = format!("{} ({})", quote::path(&path), what(&stat));
+                self.found.left_out.push(left_out);
+                return Ok((name.into(), None));
+            }
         };
         Ok((name.into(), Some(node)))
     }
@@ -370,7 +377,7 @@ impl<'r> Walk<'r> {
         self.count(path)?;
         self.weigh(path, file.digest.size())?;
         let number = self.found.files.len();
-        let mode = if file.executable { 0o555 } else { 0o444 };
+        let mode = tree::file_mode(file.executable);
         self.found.files.push(FoundFile {
             digest: file.digest,
             executable: file.executable,

@@ -25,7 +25,7 @@ pub use decode::decode;
 pub use disk::{DiskError, DiskTree, from_disk};
 pub use fetch::{fetch, fetch_known};
 pub use hash::{READ_BUFFER, digest_file, digest_file_unless, read_small};
-pub(crate) use look::{shown_mode, shown_mtime};
+pub(crate) use look::{file_mode, shown_mode, shown_mtime};
 pub use lookup::Node;
 pub use merge::{MergeError, merge};
 pub use store::TreeStore;

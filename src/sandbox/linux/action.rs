@@ -16,10 +16,10 @@ use rustix::process::{Signal, pidfd_send_signal};
 use super::init::{self, Plan, Stacks, Started, Told};
 use super::launcher::{LauncherError, call, send};
 use super::network::Network;
-use super::read_only;
 use super::set_up::{BUILD, SetUpMessage};
 use super::sys;
 use super::template::{INPUT, TAME, Template};
+use super::{read_only, rules};
 use crate::sandbox::slot::channel;
 use crate::sandbox::slot::exec::Program;
 use crate::sandbox::slot::lookup::candidates;
@@ -43,6 +43,7 @@ pub(super) struct Actions<'a> {
     null: File,
     /// Commands have rules.
     landlock: bool,
+    landlock_version: c_long,
     stacks: Stacks,
 }
 
@@ -86,12 +87,14 @@ impl<'a> Actions<'a> {
         template: Template,
         network: Option<Network>,
     ) -> Result<Self, LauncherError> {
+        let landlock_version = sys::landlock_version();
         Ok(Actions {
             told,
             template,
             network,
             null: File::open("/dev/null").map_err(call("open /dev/null"))?,
-            landlock: told.landlock && sys::landlock_version() >= LANDLOCK,
+            landlock: told.landlock && landlock_version >= LANDLOCK,
+            landlock_version,
             stacks: Stacks::default(),
         })
     }
@@ -194,7 +197,9 @@ impl<'a> Actions<'a> {
                 stderr.as_raw_fd(),
             ],
             cgroups: &cgroups,
-            ruleset: ruleset.as_ref().map(|fd| fd.as_raw_fd()),
+            ruleset: ruleset
+                .as_ref()
+                .map(|fd| (fd.as_raw_fd(), rules::writing(self.landlock_version))),
             filter: &self.told.filter,
             open_files: run.open_files,
             file_size: run.file_size,

@@ -30,7 +30,8 @@ pub(super) struct Plan<'a> {
     pub(super) streams: [RawFd; 3],
     /// Where a process writes 0 to enter a cgroup.
     pub(super) cgroups: &'a [RawFd],
-    pub(super) ruleset: Option<RawFd>,
+    /// The command's Landlock rules, and what of writing they are about: they lack the action's own /proc, which is not there yet.
+    pub(super) ruleset: Option<(RawFd, u64)>,
     /// Instructions of the filter of system calls.
     pub(super) filter: &'a [u8],
     pub(super) open_files: Option<u64>,
@@ -181,6 +182,9 @@ fn init(context: &Context<'_>) -> Result<(), Fault> {
             libc::SYS_mount,
             [name, at, name, flags as usize, 0],
         )?;
+        if let Some((ruleset, writing)) = plan.ruleset {
+            open_to_writing(ruleset, writing, plan.proc_at)?;
+        }
         match plan.pivot_to {
             None => context.told.proc_mounted.store(true, SeqCst),
             Some(root) => {
@@ -208,6 +212,34 @@ fn init(context: &Context<'_>) -> Result<(), Fault> {
         }
         reap(context, command)
     }
+}
+
+/// Lets the command write to files that are there below `path`: a thread's name, for instance. The kernel says which of them
+/// are its own.
+///
+/// # Safety
+/// Only in the init; `ruleset` must be one.
+unsafe fn open_to_writing(ruleset: RawFd, writing: u64, path: &CStr) -> Result<(), Fault> {
+    const PATH_BENEATH: usize = 1;
+    let flags = (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC) as usize;
+    // SAFETY: plain system calls, whose pointers are to strings that live on and to this stack.
+    unsafe {
+        let path = path.as_ptr() as usize;
+        let place = call(Step::Landlock, libc::SYS_openat, [AT_CWD, path, flags, 0])?;
+        let mut rule = [0; 12];
+        // The kernel's structure has no padding: what is allowed, then the descriptor.
+        for (to, from) in rule.iter_mut().zip(writing.to_ne_bytes()) {
+            *to = from;
+        }
+        for (to, from) in rule.iter_mut().skip(8).zip((place as u32).to_ne_bytes()) {
+            *to = from;
+        }
+        let (ruleset, rule) = (ruleset as usize, rule.as_ptr() as usize);
+        let added = [ruleset, PATH_BENEATH, rule, 0];
+        call(Step::Landlock, libc::SYS_landlock_add_rule, added)?;
+        call(Step::Landlock, libc::SYS_close, [place])?;
+    }
+    Ok(())
 }
 
 /// Waits for the command and for all that becomes the init's by its parent's death.
@@ -306,7 +338,7 @@ fn become_command(plan: &Plan<'_>) -> Result<(), Fault> {
             step = Step::Cwd;
         }
         call(step, libc::SYS_fchdir, [dir])?;
-        if let Some(ruleset) = plan.ruleset {
+        if let Some((ruleset, _)) = plan.ruleset {
             let ruleset = ruleset as usize;
             call(
                 Step::Landlock,

@@ -2,6 +2,7 @@
 //! and execute; it may write below its input root and in the memory file systems, and use the devices. It may make no
 //! device anywhere.
 
+use std::ffi::c_long;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use landlock::{
@@ -19,10 +20,20 @@ pub(super) struct Rules {
     pub(super) root: OwnedFd,
     /// Where commands may write: memory file systems.
     pub(super) writable: Vec<OwnedFd>,
-    /// Devices and /proc: may be opened for writing, but nothing be made there.
+    /// Devices: may be opened for writing, but nothing be made there.
     pub(super) special: Vec<OwnedFd>,
     /// Keep commands from the abstract sockets of others.
     pub(super) scope: bool,
+}
+
+/// What writing to a file that is there takes, on a kernel with this version of Landlock.
+pub(super) fn writing(version: c_long) -> u64 {
+    let truncate = match version {
+        // Truncation was not a right of its own before.
+        ..3 => BitFlags::EMPTY,
+        _ => BitFlags::from(AccessFs::Truncate),
+    };
+    (BitFlags::from(AccessFs::WriteFile) | truncate).bits()
 }
 
 impl Rules {

@@ -105,7 +105,7 @@ impl Template {
                     .iter()
                     .map(|t| path_fd(&t.path))
                     .collect::<Result<_, _>>()?,
-                special: ["/dev", "/proc"]
+                special: ["/dev"]
                     .into_iter()
                     .map(path_fd)
                     .collect::<Result<_, _>>()?,
