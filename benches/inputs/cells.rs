@@ -176,7 +176,7 @@ async fn big(ground: &Ground) -> Vec<Gate> {
         ..Default::default()
     };
     let tree = ground.tree(tree::put(ground, &root.encode_to_vec())).await;
-    let ways: [(&str, fn(&std::path::Path)); 3] = [
+    let ways: [Way; 3] = [
         ("a file of 256 MiB, read", |path| read(path)),
         ("a file of 256 MiB, mapped", |path| map(path)),
         ("a program of 256 MiB, run", |path| {
@@ -194,7 +194,7 @@ async fn big(ground: &Ground) -> Vec<Gate> {
         real.path().join("tools/tool"),
     );
     let gates = tokio::task::spawn_blocking(move || {
-        let measure = |(name, way): (&'static str, fn(&std::path::Path))| {
+        let measure = |(name, way): Way| {
             let mut times = (Vec::new(), Vec::new());
             for _ in 0..9 {
                 times.0.push(timed(|| way(&path)));
@@ -215,6 +215,9 @@ async fn big(ground: &Ground) -> Vec<Gate> {
     real.remove().await.expect("a removal");
     gates.into()
 }
+
+/// Something to do with a file.
+type Way = (&'static str, fn(&std::path::Path));
 
 fn read(path: &std::path::Path) {
     use std::io::Read;

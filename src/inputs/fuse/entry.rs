@@ -131,7 +131,8 @@ pub(super) fn of_directory(id: NodeId, directory: &Directory, owner: Owner) -> A
         id,
         kind: Kind::Directory,
         mode: shown_mode(properties, 0o755),
-        size: 0,
+        // As on most file systems: some programs take an empty one for damaged.
+        size: 4096,
         // Walkers count on it: one for each subdirectory's "..".
         links: u32::try_from(directory.directories.len()).map_or(1, |n| n.saturating_add(2)),
         mtime: shown_mtime(properties),

@@ -19,6 +19,7 @@ use futures::Stream;
 use rustix::io::Errno;
 
 use super::content::Contents;
+use super::eager::Requests;
 use super::entry::{Attributes, Content, Kind};
 use super::nodes::{Listing, NodeId, Nodes};
 use crate::cas::Wanted;
@@ -33,6 +34,17 @@ const BACKGROUND: u16 = 64;
 pub(super) struct Kernel {
     pub(super) nodes: Arc<Nodes>,
     pub(super) contents: Arc<Contents>,
+    pub(super) requests: Arc<Requests>,
+}
+
+impl Kernel {
+    pub(super) fn new(nodes: Arc<Nodes>, contents: Arc<Contents>) -> Self {
+        Kernel {
+            nodes,
+            contents,
+            requests: Arc::default(),
+        }
+    }
 }
 
 impl Filesystem for Kernel {
@@ -47,6 +59,7 @@ impl Filesystem for Kernel {
     async fn destroy(&self, _request: Request) {}
 
     async fn lookup(&self, _request: Request, parent: Inode, name: &OsStr) -> Result<ReplyEntry> {
+        self.requests.came();
         let found = self.nodes.lookup(parent, name.as_bytes()).map_err(code)?;
         Ok(ReplyEntry {
             ttl: FOR_EVER,
@@ -95,6 +108,7 @@ impl Filesystem for Kernel {
         offset: u64,
         size: u32,
     ) -> Result<ReplyData> {
+        self.requests.came();
         let Content::File(digest, executable) = self.nodes.content(inode).map_err(code)? else {
             return Err(code(Errno::INVAL));
         };

@@ -10,6 +10,7 @@
 
 mod content;
 mod descriptor;
+mod eager;
 mod entry;
 mod kernel;
 mod layers;
@@ -80,10 +81,7 @@ impl FuseRoots {
         let layout = Arc::new(Layout::make(dir, root)?);
         let nodes = Arc::new(Nodes::new(own));
         let contents = Arc::new(Contents::new(cas.clone(), Handle::current()));
-        let kernel = Kernel {
-            nodes: nodes.clone(),
-            contents: contents.clone(),
-        };
+        let kernel = Kernel::new(nodes.clone(), contents.clone());
         let tree = layout.tree();
         let server = Server::start(kernel, &tree).map_err(cannot_mount(&tree))?;
         layout.furnish()?;

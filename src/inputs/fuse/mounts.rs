@@ -57,7 +57,8 @@ pub(super) fn overlay(lower: &Path, upper: &Path, work: &Path) -> Result<OwnedFd
         ("workdir", named(&work)),
         ("redirect_dir", "off".to_owned()),
         ("metacopy", "off".to_owned()),
-        ("index", "off".to_owned()),
+        // By its index it knows a file again that it copied: two names of one file are the same file.
+        ("index", "on".to_owned()),
         ("xino", "off".to_owned()),
     ];
     for (key, value) in &options {

@@ -68,7 +68,9 @@ fn gather(path: String, subtree: &Arc<Subtree>, action: u64, parts: &mut Vec<Par
             return true;
         }
     }
-    if subtree.nodes >= if known { KNOWN } else { NEW } {
+    let worth = subtree.nodes >= if known { KNOWN } else { NEW };
+    // A large file is read faster where it is shared, also the first time.
+    if worth || subtree.large > 0 {
         parts.truncate(before);
         let subtree = subtree.clone();
         parts.push(Part { path, subtree });

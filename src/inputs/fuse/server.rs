@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::kernel::Kernel;
-use super::{descriptor, mounts};
+use super::{descriptor, eager, mounts};
 
 /// How long the thread waits for the kernel's farewell.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -107,6 +107,8 @@ fn serve(
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // Whatever else there is to do, requests are looked for after each step of it.
+        .event_interval(1)
         .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -116,6 +118,7 @@ fn serve(
         }
     };
     runtime.block_on(async {
+        tokio::spawn(eager::keep_awake(kernel.requests.clone()));
         let mut handle = match start(kernel, mount).await {
             Ok(handle) => handle,
             Err(error) => {

@@ -26,10 +26,8 @@ impl TreeMount {
         let root = subtrees.of(tree, 0).ok_or_else(|| {
             mounts::failed("find a directory of", tree.root)(rustix::io::Errno::NOENT)
         })?;
-        let kernel = Kernel {
-            nodes: Arc::new(Nodes::of(root, own())),
-            contents: Arc::new(Contents::new(cas, Handle::current())),
-        };
+        let contents = Contents::new(cas, Handle::current());
+        let kernel = Kernel::new(Arc::new(Nodes::of(root, own())), Arc::new(contents));
         let server = Server::start(kernel, dir).map_err(super::cannot_mount(dir))?;
         Ok(TreeMount { server })
     }
