@@ -6,8 +6,7 @@
 //! own work with files and messages are not here but in `outputs_hostile`, `tree_limits`, `staged_inputs` and
 //! `serve_execution`; docs/THREATS.md names the test of each threat.
 
-// The bench of the runner's own tests; not all of it is wanted here.
-#[allow(dead_code)]
+// The bench of the runner's own tests.
 #[path = "../common/action.rs"]
 mod action;
 mod attempt;

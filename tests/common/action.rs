@@ -1,6 +1,5 @@
 //! One worker without a scheduler: a store, staged inputs, the process sandbox and a runner, and
 //! short ways of putting an action together.
-#![allow(dead_code)]
 #![allow(dead_code)] // each test file uses its own part
 
 use std::os::unix::fs::PermissionsExt;

@@ -82,13 +82,13 @@ async fn it_cannot_write_but_where_it_should() {
 #[tokio::test]
 async fn it_may_write_to_what_is_its_own_in_proc() {
     let bed = Bed::new();
-    let script = "echo renamed > /proc/self/comm && echo 900 > /proc/self/oom_score_adj && cat /proc/$$/comm";
+    let script = "printf renamed > /proc/self/comm && echo 900 > /proc/self/oom_score_adj && cat /proc/$$/comm";
     assert_eq!(bed.says(bed.shell(script)).await, "renamed\n");
     let Some(bed) = rooted() else { return };
     let mut spec = bed.spec([
         "/bin/sh",
         "-c",
-        "echo renamed > /proc/$$/comm && cat /proc/$$/comm",
+        "printf renamed > /proc/$$/comm && cat /proc/$$/comm",
     ]);
     spec.view = as_root(View::default());
     assert_eq!(bed.says(spec).await, "renamed\n");

@@ -9,6 +9,7 @@ use prost::Message;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::{Cgroups, SlotGroup};
@@ -25,7 +26,7 @@ use crate::sandbox::slot::request::sealed;
 use crate::sandbox::slot::run::{self, Ran, Run};
 use crate::sandbox::slot::seat::{Seat, SetUp};
 use crate::sandbox::{
-    CommandSpec, Inputs, Level, Limits, Outcome, RootShape, Sandbox, SandboxError, View,
+    CommandSpec, End, Inputs, Level, Limits, Outcome, RootShape, Sandbox, SandboxError, View,
 };
 
 /// After so many commands a launcher is replaced, whatever happened.
@@ -213,7 +214,11 @@ impl Sandbox for FullSandbox {
             RootShape::Host => None,
             RootShape::Input => {
                 let what = format!("make the input root {} a root", spec.root.display());
-                Some(Places::make(&spec.root, self.owner(0)).map_err(fail(what))?)
+                let (root, owner) = (spec.root.clone(), self.owner(0));
+                // Not on a thread that may have to answer for a file system that the root lies on.
+                let made = spawn_blocking(move || Places::make(&root, owner)).await;
+                let made = made.map_err(std::io::Error::other).flatten();
+                Some(made.map_err(fail(what))?)
             }
         };
         let root = self.mount_of(&spec.root)?;
@@ -245,14 +250,21 @@ impl Sandbox for FullSandbox {
             (Some(group), Some(begun)) => Some(group.end(begun).map_err(broken)?),
             _ => None,
         };
-        drop(places);
+        if let Some(places) = places {
+            let gone = spawn_blocking(move || drop(places)).await;
+            gone.map_err(|e| fail("take away what was made for a root".into())(e.into()))?;
+        }
         let Ran {
             mut outcome,
             forced: mut suspicious,
         } = ran.inspect_err(|_| slot.seat.retire())?;
         if let Some(used) = used {
             outcome.usage = used.complete(outcome.usage);
-            if let Some(end) = used.out_of_memory() {
+            // Who takes a command back does not ask how it would have ended.
+            if let Some(end) = used
+                .out_of_memory()
+                .filter(|_| outcome.end != End::Cancelled)
+            {
                 outcome.end = end;
                 suspicious = true;
             }
