@@ -164,15 +164,25 @@ fn kernel() -> Vec<(String, u64)> {
     slabs.chain(groups).collect()
 }
 
-/// A launcher cleans its slot after it has told of a command's end; then it sleeps until the next.
+/// A launcher cleans its slot after it has told of a command's end, and unmounts what is left when it has been idle for a
+/// moment.
 fn wait_for_launchers() {
-    let sleeps = |pid: u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.contains(") S ") || stat.contains(") Z ")
+    let mounts = || -> Vec<usize> {
+        let launchers = family();
+        launchers[1..].iter().map(|(pid, _)| mounts(*pid)).collect()
     };
-    while !family()[1..].iter().all(|(pid, _)| sleeps(*pid)) {
-        std::thread::yield_now();
+    let (mut last, mut same) = (Vec::new(), 0);
+    while same < 5 {
+        std::thread::sleep(Duration::from_millis(20));
+        let now = mounts();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
     }
+}
+
+fn mounts(pid: u32) -> usize {
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"));
+    mounts.unwrap_or_default().lines().count()
 }
 
 fn held(bed: &Bed) -> Held {
@@ -180,10 +190,6 @@ fn held(bed: &Bed) -> Held {
     let family = family();
     let alive = family.iter().filter(|(_, zombie)| !zombie);
     let alive: Vec<u32> = alive.map(|(pid, _)| *pid).collect();
-    let mounts = |pid: &u32| {
-        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"));
-        mounts.unwrap_or_default().lines().count()
-    };
     Held {
         processes: alive.len(),
         zombies: family.len() - alive.len(),
@@ -192,7 +198,7 @@ fn held(bed: &Bed) -> Held {
             .map(|pid| count(format!("/proc/{pid}/fd")))
             .sum(),
         // The daemon's are those of the whole machine.
-        mounts: alive.iter().skip(1).map(mounts).collect::<Vec<_>>(),
+        mounts: alive[1..].iter().map(|pid| mounts(*pid)).collect(),
         groups: own_groups(),
         files: tree(bed.dir.path()),
         daemon_kib: resident_kib(alive[0]),

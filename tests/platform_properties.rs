@@ -1,8 +1,6 @@
 //! What actions ask for by platform properties, all the way to the sandbox: what it is told, what it is shown, and what
 //! is refused before anything runs.
 
-// Its worker runs commands; the one here runs nothing.
-#[allow(dead_code)]
 #[path = "common/action.rs"]
 mod common;
 

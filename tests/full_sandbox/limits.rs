@@ -36,7 +36,7 @@ async fn memory_that_is_not_there_is_an_end_of_its_own() {
         "tail /dev/zero; exit 0",
         "head -c 200000000 /dev/zero > /tmp/file; exit 0",
         "head -c 200000000 /dev/zero > /dev/shm/file; exit 0",
-        "(tail /dev/zero &) ; sleep 60",
+        "(tail /dev/zero &) ; sleep 3",
     ];
     for script in scripts {
         let mut spec = bed.shell(script);

@@ -82,13 +82,13 @@ async fn it_cannot_write_but_where_it_should() {
 #[tokio::test]
 async fn it_may_write_to_what_is_its_own_in_proc() {
     let bed = Bed::new();
-    let script = "printf renamed > /proc/self/comm && echo 900 > /proc/self/oom_score_adj && cat /proc/$$/comm";
+    let script = "printf renamed > /proc/self/comm && echo 900 > /proc/self/oom_score_adj && read -r name < /proc/$$/comm && echo $name";
     assert_eq!(bed.says(bed.shell(script)).await, "renamed\n");
     let Some(bed) = rooted() else { return };
     let mut spec = bed.spec([
         "/bin/sh",
         "-c",
-        "printf renamed > /proc/$$/comm && cat /proc/$$/comm",
+        "printf renamed > /proc/$$/comm && read -r name < /proc/$$/comm && echo $name",
     ]);
     spec.view = as_root(View::default());
     assert_eq!(bed.says(spec).await, "renamed\n");
@@ -293,6 +293,21 @@ async fn pid_one_is_out_of_its_reach() {
             text(&outcome.stdout).trim_start_matches("total 0\n"),
             "",
             "{uid}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn mounts_of_earlier_commands_are_out_of_sight() {
+    let bed = Bed::new();
+    let look = "cat /proc/self/mountinfo";
+    let first = bed.says(bed.shell(look)).await;
+    println!("{first}");
+    for _ in 0..100 {
+        // At once, before the launcher has had the time to unmount what the last one had.
+        assert_eq!(
+            bed.says(bed.shell(look)).await.lines().count(),
+            first.lines().count()
         );
     }
 }

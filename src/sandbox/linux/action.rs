@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::init::{self, Plan, Stacks, Started, Told};
@@ -19,6 +19,7 @@ use super::network::Network;
 use super::set_up::{BUILD, SetUpMessage};
 use super::sys;
 use super::template::{INPUT, TAME, Template};
+use super::trash::{Trash, nothing_there};
 use super::{read_only, rules};
 use crate::sandbox::slot::channel;
 use crate::sandbox::slot::exec::Program;
@@ -211,8 +212,9 @@ impl<'a> Actions<'a> {
             },
             pivot_to: self.told.input_root.then_some(c"/r"),
         };
+        let trash = &mut self.template.trash;
         let watched = init::start(&plan, told, &mut self.stacks, |started| {
-            watch(socket, run.id, &started, told)
+            watch(socket, run.id, &started, told, trash)
         })
         .map_err(|errno| failure(Step::Clone, errno))?;
         match told.fault() {
@@ -280,16 +282,27 @@ impl<'a> Actions<'a> {
         Ok(())
     }
 
+    /// Waits for a request, and uses the time if there is some.
+    pub(super) fn idle(&mut self, socket: &OwnedFd) -> Result<(), LauncherError> {
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, self.template.trash.patience()) {
+            Ok(0) => self.template.trash.empty().map_err(call("unmount")),
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(call("wait")(errno)),
+        }
+    }
+
     /// Brings the slot back to the state in which the next command finds it.
     fn clean(&mut self, told: &Told) -> Result<(), LauncherError> {
         if told.proc_mounted.load(std::sync::atomic::Ordering::SeqCst) {
-            unmount("/proc", UnmountFlags::DETACH).map_err(call("unmount /proc"))?;
+            let taken = self.template.trash.take("/proc");
+            taken.map_err(call("take /proc away"))?;
         }
         let at = if self.told.input_root { INPUT } else { BUILD };
-        match unmount(at, UnmountFlags::DETACH) {
+        match self.template.trash.take(at) {
             // It was never shown.
-            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-            Err(errno) => return Err(call("take the input root away")(errno)),
+            Err(errno) if nothing_there(errno) => {}
+            taken => taken.map_err(call("take the input root away"))?,
         }
         self.template
             .clean()
@@ -338,10 +351,11 @@ fn watch(
     id: u64,
     started: &Started,
     told: &Told,
+    trash: &mut Trash,
 ) -> Result<Watched, LauncherError> {
     let pidfd = sys::pidfd_of(started.pidfd);
     let watched = match &pidfd {
-        Some(pidfd) => wait_and_heed(socket, id, pidfd, told),
+        Some(pidfd) => wait_and_heed(socket, id, pidfd, told, trash),
         None => Err(LauncherError::Protocol("the kernel made no pidfd".into())),
     };
     if watched.as_ref().map_or(true, |(_, over)| !over) {
@@ -365,6 +379,7 @@ fn wait_and_heed(
     id: u64,
     pidfd: &OwnedFd,
     told: &Told,
+    trash: &mut Trash,
 ) -> Result<(Watched, bool), LauncherError> {
     let mut seen = Watched {
         stopped: false,
@@ -376,8 +391,13 @@ fn wait_and_heed(
             PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
             PollFd::new(socket.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, trash.patience()) {
             Err(Errno::EINTR) => continue,
+            // The command takes its time.
+            Ok(0) => {
+                trash.empty().map_err(call("unmount"))?;
+                continue;
+            }
             result => result.map_err(call("wait"))?,
         };
         let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());

@@ -232,6 +232,7 @@ fn launch(
     send(socket, &ready)?;
     let mut actions = Actions::new(told, template, network)?;
     loop {
+        actions.idle(socket)?;
         let got = match channel::receive(socket, &mut buffer, true) {
             Ok(got) if got.len == 0 => return Ok(()),
             Err(rustix::io::Errno::CONNRESET) => return Ok(()),

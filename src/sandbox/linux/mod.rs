@@ -23,6 +23,7 @@ mod sandbox;
 mod set_up;
 mod sys;
 mod template;
+mod trash;
 
 pub(super) use launcher::launcher_main;
 pub use sandbox::{FullConfig, FullSandbox};

@@ -19,6 +19,7 @@ use rustix::mount::{
 use super::rules::Rules;
 use super::set_up::{BUILD, SetUpMessage, Tmpfs};
 use super::sys;
+use super::trash::Trash;
 
 /// Where an input root lies that is to become the root.
 pub(super) const INPUT: &str = "/r";
@@ -54,6 +55,8 @@ pub(super) struct Template {
     pub(super) roots: Option<OwnedFd>,
     /// What every command may do with files.
     pub(super) rules: Rules,
+    /// Mounts that commands are done with.
+    pub(super) trash: Trash,
     tmpfs: Vec<Tmpfs>,
     /// A file system that commands could change the root directory of is never taken for clean.
     always_dirty: bool,
@@ -70,7 +73,13 @@ impl Template {
             "" => None,
             roots => Some(sealed_tree(Path::new(roots), TAME)?),
         };
-        let new = place()?;
+        // Below the new root is another file system, where no path leads from the root.
+        let below = place()?;
+        attach(tmpfs(1 << 20, 256, "0700")?.as_fd(), &below)?;
+        let trash = Trash::make(path_fd(&below)?, !told.input_root)
+            .map_err(failed("make", "places for old mounts"))?;
+        let new = below.join("root");
+        fs::create_dir(&new).map_err(failed("make directory", new.display()))?;
         let root = tmpfs(16 << 20, 4096, "0755")?;
         attach(root.as_fd(), &new)?;
         let building = Building {
@@ -86,18 +95,21 @@ impl Template {
         building.directory(if told.input_root { INPUT } else { BUILD })?;
         let roots = building.proc(roots)?;
 
-        // The new root's place is covered by the old root, which is then let go.
-        let here = rustix::fs::openat(CWD, &new, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
-            .map_err(failed("open", new.display()))?;
-        rustix::process::fchdir(&here).map_err(failed("enter", new.display()))?;
-        rustix::process::pivot_root(".", ".").map_err(failed("make the root", new.display()))?;
+        let (base, root) = (path_fd(&below)?, path_fd(&new)?);
+        // The place of what is below is covered by the host's root, which is then let go.
+        rustix::process::fchdir(&base).map_err(failed("enter", below.display()))?;
+        rustix::process::pivot_root(".", ".").map_err(failed("make the root", below.display()))?;
         unmount(".", UnmountFlags::DETACH).map_err(failed("let go", "the host's root"))?;
+        // The root covers it.
+        attach(root.as_fd(), Path::new("/"))?;
+        rustix::process::fchdir(&root).map_err(failed("enter", "the new root"))?;
+        rustix::process::chroot(".").map_err(failed("make the root", "the new root"))?;
         rustix::process::chdir("/").map_err(failed("enter", "/"))?;
-        let root = path_fd("/")?;
         sys::set_mount_attributes(root.as_fd(), READ_ONLY)
             .map_err(failed("make read-only", "/"))?;
         Ok(Template {
             roots,
+            trash,
             rules: Rules {
                 root,
                 writable: told
@@ -116,8 +128,10 @@ impl Template {
         })
     }
 
-    /// Replaces the memory file systems that a command has left something in.
+    /// Replaces the memory file systems that a command has left something in. What it has left is gone then, and the next command
+    /// is not charged for it.
     pub(super) fn clean(&mut self) -> Result<(), TemplateError> {
+        let mut dirty = false;
         for (at, place) in self.tmpfs.iter().enumerate() {
             let held = &self.rules.writable[at];
             let state = rustix::fs::fstatvfs(held).map_err(failed("look at", &place.path))?;
@@ -125,10 +139,17 @@ impl Template {
             if state.f_files - state.f_ffree <= 1 && !self.always_dirty {
                 continue;
             }
-            unmount(&*place.path, UnmountFlags::DETACH).map_err(failed("unmount", &place.path))?;
+            dirty = true;
+            self.trash
+                .take(&place.path)
+                .map_err(failed("take away", &place.path))?;
             let new = tmpfs(place.bytes, place.inodes, "1777")?;
             attach(new.as_fd(), Path::new(&place.path))?;
             self.rules.writable[at] = path_fd(&place.path)?;
+        }
+        if dirty || !self.trash.keeps() {
+            let emptied = self.trash.empty();
+            emptied.map_err(failed("unmount", "what a command had"))?;
         }
         Ok(())
     }
