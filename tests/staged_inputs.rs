@@ -84,6 +84,7 @@ impl World {
     ) -> Result<Box<dyn StagedRoot>, InputError> {
         let request = StageRequest {
             outputs: Vec::new(),
+            shapes: Vec::new(),
             writable: false,
             name: "action-1".to_owned(),
             tree: tree.clone(),

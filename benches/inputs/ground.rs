@@ -111,6 +111,7 @@ pub(crate) async fn stage(roots: &Arc<dyn InputRoots>, tree: &Arc<Tree>) -> Box<
         directories: vec!["out".to_owned()],
         outputs: vec!["out/result".to_owned()],
         owner: Some(OWNER),
+        shapes: Vec::new(),
         writable: false,
         hold: None,
     };

@@ -2,7 +2,7 @@
 //! to the next as data, and the first phase that fails ends the action with its class.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use crate::observe::{self, ActionRecord};
 use crate::outputs::{self, CollectRequest, Collected, OutputError};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction, time};
-use crate::sandbox::{CommandSpec, End, Outcome, Sandbox, StreamSpec};
+use crate::sandbox::{CommandSpec, End, Exempt, Outcome, Sandbox, StreamSpec};
 use crate::scheduler::Lease;
 use crate::tree::TreeStore;
 
@@ -158,6 +158,7 @@ impl Runner {
             outputs: (resolved.command.outputs.iter())
                 .map(|output| output.within_root.clone())
                 .collect(),
+            shapes: resolved.command.shapes(),
             writable: false,
             owner: self.parts.sandbox.owner(journey.slot),
             hold,
@@ -193,12 +194,22 @@ impl Runner {
                 _ => None,
             },
         };
+        let waited = staged.waited();
+        // REAPI names no bound: a command may wait as long as it may run, and a stalled CAS keeps no slot for ever.
+        let exempt = match (&waited, resolved.timeout) {
+            (Some(waited), Some((most, _))) => {
+                let waited = waited.clone();
+                Exempt::new(move || waited().min(most))
+            }
+            _ => Exempt::default(),
+        };
         let spec = CommandSpec {
             argv: resolved.command.argv.clone(),
             env: resolved.command.env.clone(),
             root: staged.path().to_owned(),
             cwd: (&resolved.command.working_directory).into(),
             timeout: resolved.timeout.map(|(length, _)| length),
+            exempt,
             grace: settings.grace,
             limits: settings.limits.clone(),
             view: Default::default(),
@@ -220,7 +231,7 @@ impl Runner {
             .unwrap_or_default();
         // REAPI, of this field: the server "MAY extend or reduce it to account for delays or speedups that occur during
         // execution itself (e.g., lazily loading data from the Content Addressable Storage".
-        let waited = staged.stalled();
+        let waited = waited.map_or(Duration::ZERO, |waited| waited());
         metadata.virtual_execution_duration = Some(time::duration(ran.saturating_sub(waited)));
         journey.record.execute = ran;
         journey.record.usage = outcome.usage;
@@ -447,7 +458,6 @@ fn from_inputs(error: InputError) -> Ending {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use std::time::Duration;
 
     pub(in crate::action) fn settings() -> Settings {
         Settings {

@@ -31,6 +31,9 @@ pub struct StageRequest {
     pub outputs: Vec<String>,
     /// Who the command runs as; `None` if it runs as the daemon's own user.
     pub owner: Option<Owner>,
+    /// What kind of command it is, the most particular kind first: commands of one kind are expected to read much
+    /// the same. Empty if nothing is known.
+    pub shapes: Vec<u64>,
     /// Whether the command may write everywhere. If not, directories without outputs may be read-only.
     pub writable: bool,
     /// Kept until nothing of the root is left on the disk, whatever becomes of the call: who waits for the slot's
@@ -88,6 +91,9 @@ pub struct Beneath {
     pub tree: Arc<Tree>,
 }
 
+/// Says how long readers have waited so far.
+pub type Waited = Arc<dyn Fn() -> Duration + Send + Sync>;
+
 /// An input root on display. Dropped without `remove`, it is removed in the background.
 #[async_trait]
 pub trait StagedRoot: Send + Sync {
@@ -102,9 +108,9 @@ pub trait StagedRoot: Send + Sync {
     fn trouble(&self) -> Option<InputError> {
         None
     }
-    /// How long inputs that were not local yet kept readers waiting while it was on display.
-    fn stalled(&self) -> Duration {
-        Duration::ZERO
+    /// Says how long inputs that were not local yet have kept readers waiting so far; `None` if they all were.
+    fn waited(&self) -> Option<Waited> {
+        None
     }
     /// Takes it down.
     async fn remove(self: Box<Self>) -> Result<(), InputError>;

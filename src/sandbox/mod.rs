@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 pub use outcome::{Captured, End, Io, Outcome, SpillFile, Usage, UsageSource};
-pub use spec::{CommandSpec, DEFAULT_PROFILE, Identity, Limits, RootShape, StreamSpec, View};
+pub use spec::{
+    CommandSpec, DEFAULT_PROFILE, Exempt, Identity, Limits, RootShape, StreamSpec, View,
+};
 
 use crate::config::Owner;
 

@@ -59,14 +59,26 @@ impl Bench {
         source: Option<Arc<dyn BlobSource>>,
         change: impl FnOnce(&mut Settings),
     ) -> Option<Self> {
+        Self::fuse_after(source, None, change)
+    }
+
+    /// The same with what an earlier worker has learnt of commands.
+    pub(crate) fn fuse_after(
+        source: Option<Arc<dyn BlobSource>>,
+        learnt: Option<&Path>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Option<Self> {
         let possible = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
         if !possible {
             eprintln!("SKIPPED: needs root and /dev/fuse");
             return None;
         }
-        // Of this thread and those that it starts: the launchers and the runtime's.
+        // Of this thread and those that it starts: the launchers and the runtime's. That must have but one thread so far.
         private_mounts().unwrap();
         let inputs = |cas: &Cas, dir: &Path| -> Arc<dyn InputRoots> {
+            if let Some(learnt) = learnt {
+                std::fs::copy(learnt, dir.with_file_name("input-profiles")).unwrap();
+            }
             Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
         };
         Some(Self::with(inputs, source, change))
@@ -102,6 +114,13 @@ impl Bench {
             slots: 1,
         });
         Bench { store, runner, dir }
+    }
+
+    /// Ends the worker and leaves its directory.
+    pub(crate) fn end(self) -> tempfile::TempDir {
+        let Bench { runner, dir, .. } = self;
+        drop(runner);
+        dir
     }
 
     pub(crate) fn put(&self, data: &[u8]) -> Digest {

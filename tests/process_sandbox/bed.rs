@@ -123,6 +123,7 @@ impl Bed {
             env: vec![("PATH".into(), PATH.into())],
             root: self.root(),
             cwd: PathBuf::new(),
+            exempt: Default::default(),
             timeout: None,
             grace: Duration::ZERO,
             limits: Limits::default(),

@@ -18,13 +18,14 @@ mod layout;
 mod mounts;
 mod nodes;
 mod plan;
+mod profiles;
 mod root;
 mod server;
-mod stall;
 mod subtree;
 mod tree_mount;
 mod upper;
 mod views;
+mod watch;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -46,6 +47,7 @@ use kernel::Kernel;
 use layers::Layers;
 use layout::Layout;
 use nodes::Nodes;
+use profiles::Profiles;
 use root::Root;
 use server::Server;
 use subtree::Subtrees;
@@ -66,14 +68,16 @@ struct Shared {
     layers: Arc<Layers>,
     views: Views,
     contents: Arc<Contents>,
+    profiles: Profiles,
     cas: Cas,
+    runtime: Handle,
     /// Who owns a root that belongs to nobody else.
     own: Owner,
 }
 
 impl FuseRoots {
     /// Mounts the file system below `dir`, which must be on the local store's file system and is emptied first,
-    /// and tries it out. Within a runtime; blocks. The error says what is lacking.
+    /// and tries it out. What commands read is remembered in the file `input-profiles` beside `dir`. Within a runtime; blocks. The error says what is lacking.
     pub fn new(cas: Cas, dir: &Path) -> Result<Self, InputError> {
         let own = own();
         let store = cas.local().clone();
@@ -92,6 +96,8 @@ impl FuseRoots {
                 layers: Arc::new(Layers::new(layout.clone())),
                 layout,
                 contents,
+                profiles: Profiles::open(Some(profiles::beside(dir))),
+                runtime: Handle::current(),
                 cas,
                 own,
             }),
@@ -117,6 +123,7 @@ impl FuseRoots {
             directories: vec!["made".to_owned()],
             outputs: Vec::new(),
             owner: None,
+            shapes: Vec::new(),
             writable: false,
             hold: None,
         };
@@ -198,6 +205,9 @@ impl InputRoots for FuseRoots {
 
 impl Drop for FuseRoots {
     fn drop(&mut self) {
+        if let Err(error) = self.shared.profiles.save() {
+            tracing::warn!("cannot remember what commands read: {error}");
+        }
         self.server.expect_end();
         if let Err(error) = self.shared.layout.strip() {
             tracing::warn!("mounts of input roots stay until the daemon ends: {error}");

@@ -182,6 +182,7 @@ mod tests {
             root: "/root".into(),
             cwd: "sub".into(),
             timeout: None,
+            exempt: Default::default(),
             grace: Duration::ZERO,
             limits: Limits::default(),
             view: Default::default(),

@@ -110,6 +110,8 @@ async fn supervise(
 ) -> Result<(Ended, End, Option<Streams>), SandboxError> {
     let mut timer = pin!(sleep(spec.timeout.unwrap_or_default()));
     let mut timed = spec.timeout.is_some();
+    // How much time beyond the timeout it was given.
+    let mut granted = Duration::ZERO;
     let mut phase = Phase::Running;
     let mut why = End::Cancelled;
     let mut early = None;
@@ -134,6 +136,11 @@ async fn supervise(
                 timed = true;
             }
             () = &mut timer, if timed => match phase {
+                Phase::Running if spec.exempt.so_far() > granted => {
+                    let now = spec.exempt.so_far();
+                    timer.as_mut().reset(soon(now.saturating_sub(granted)));
+                    granted = now;
+                }
                 Phase::Running => {
                     why = End::TimedOut;
                     phase = stop(occupied.seat, spec.grace);

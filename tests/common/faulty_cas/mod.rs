@@ -35,6 +35,8 @@ pub struct Faults {
     pub fail: HashMap<&'static str, (Code, u32)>,
     /// How long failing calls ask the client to wait.
     pub retry_after: Option<Duration>,
+    /// How long every call takes at least, as over a long line.
+    pub latency: Duration,
     /// Calls of this name never answer, so often.
     pub hang: HashMap<&'static str, u32>,
     /// This blob fails in batches with this code, so often.
@@ -273,6 +275,10 @@ impl FaultyCas {
                 .metadata()
                 .get_bin("build.bazel.remote.execution.v2.requestmetadata-bin")
                 .and_then(|value| re::RequestMetadata::decode(value.to_bytes().ok()?).ok());
+        }
+        let latency = self.state.faults.lock().latency;
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
         }
         let hang = take(self.state.faults.lock().hang.get_mut(name));
         if hang {
