@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 const FILES: &[&str] = &[
+    "boxwright/usage.proto",
     "build/bazel/remote/execution/v2/remote_execution.proto",
     "build/bazel/remote/logstream/v1/remote_logstream.proto",
     "build/bazel/semver/semver.proto",

@@ -1,13 +1,14 @@
-//! The program: the sandbox's hidden entry point, then the command line.
+//! The program: the sandbox's hidden entry points, then the command line.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    boxwright::sandbox::launcher_main();
     if std::env::args_os()
         .nth(1)
-        .is_some_and(|arg| arg == "sandbox-launcher")
+        .is_some_and(|argument| argument == "sandbox-probe")
     {
-        boxwright::sandbox::process::launcher_main();
+        boxwright::sandbox::linux::probe::child_main();
     }
     boxwright::cli::main()
 }

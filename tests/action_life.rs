@@ -7,7 +7,9 @@ mod common;
 use std::time::Duration;
 
 use boxwright::action::Ending;
-use boxwright::reapi::proto::re;
+use boxwright::reapi::any::unpack;
+use boxwright::reapi::proto::boxwright::CommandUsage;
+use boxwright::reapi::proto::{buildbox, re};
 use common::{Bench, F, action, sh};
 use tokio_util::sync::CancellationToken;
 
@@ -232,10 +234,11 @@ async fn large_output_is_a_blob_and_cut_output_says_so() {
     assert!(result.stdout_raw.is_empty());
     assert_eq!(bench.blob(result.stdout_digest.as_ref()), vec![0; 100_000]);
     let stderr = bench.blob(result.stderr_digest.as_ref());
-    assert_eq!(&stderr[..200_000], &vec![0; 200_000][..]);
+    let line = b"\n[boxwright: 100000 bytes are left out here]\n";
+    let (kept, notice) = stderr.split_at(200_000 + line.len());
+    assert!(kept == [&[0; 100_000][..], line, &[0; 100_000]].concat());
     assert!(
-        String::from_utf8_lossy(&stderr[200_000..])
-            .contains("100000 bytes of standard error were dropped")
+        String::from_utf8_lossy(notice).contains("100000 bytes of standard error were left out")
     );
 }
 
@@ -312,4 +315,29 @@ async fn all_timestamps_are_there_and_in_order() {
     .to_vec();
     assert!(times.is_sorted(), "{times:?}");
     assert!(m.virtual_execution_duration.is_some());
+}
+
+#[tokio::test]
+async fn what_the_command_used_is_in_its_result() {
+    let bench = Bench::new(|_| {});
+    let script = sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done");
+    let result = bench.run(script, bench.root(&[])).await.result.unwrap();
+    let auxiliary = result.execution_metadata.unwrap().auxiliary_metadata;
+    let statistics: buildbox::ExecutionStatistics = auxiliary
+        .iter()
+        .find_map(unpack)
+        .expect("BuildBox's form")
+        .unwrap();
+    let rusage = statistics.command_rusage.unwrap();
+    let user = rusage.utime.unwrap();
+    assert!(user.seconds > 0 || user.nanos > 0);
+    assert!(rusage.maxrss > 100, "KiB");
+    let own: CommandUsage = auxiliary
+        .iter()
+        .find_map(unpack)
+        .expect("our own form")
+        .unwrap();
+    assert!(["wait4", "cgroup-v1", "cgroup-v2"].contains(&&*own.source));
+    assert_eq!(own.user_time, Some(user));
+    assert_eq!(own.largest_process_bytes / 1024, rusage.maxrss as u64);
 }

@@ -5,16 +5,20 @@
 #[path = "common/faulty_cas/mod.rs"]
 mod faulty_cas;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use boxwright::cas::BlobSource;
+use boxwright::cas::{BlobSource, Cas, LocalStore, StoreConfig};
 use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
+use boxwright::tree::{Tree, TreeError, TreeLimits, TreeStore, fetch};
 use bytes::Bytes;
 use faulty_cas::ask::*;
+use faulty_cas::pages::{Page, Pages};
 use faulty_cas::{FaultyCas, SHA256, blob};
 use prost::Message;
-use tonic::Code;
+use tonic::{Code, Status};
 
 const EVER: u32 = u32::MAX;
 
@@ -382,4 +386,150 @@ async fn a_tree_comes_in_one_call_and_is_resumed_by_pages() {
             .unwrap()
             .is_empty()
     );
+}
+
+/// A tree of a root and two directories below it, all of them on the server.
+fn small_tree(server: &FaultyCas) -> Digest {
+    let below: Vec<re::DirectoryNode> = ["a", "b"]
+        .into_iter()
+        .map(|name| {
+            let message = re::Directory {
+                files: vec![re::FileNode {
+                    name: format!("file in {name}"),
+                    digest: Some(blob(1, 10).0.to_proto()),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            };
+            re::DirectoryNode {
+                name: name.to_owned(),
+                digest: Some(server.put(message.encode_to_vec().into()).to_proto()),
+            }
+        })
+        .collect();
+    let root = re::Directory {
+        directories: below,
+        ..Default::default()
+    };
+    server.put(root.encode_to_vec().into())
+}
+
+async fn whole_tree(server: &FaultyCas, root: Digest) -> Result<Arc<Tree>, TreeError> {
+    let dir = tempfile::tempdir().unwrap();
+    let local = LocalStore::open(StoreConfig {
+        root: dir.path().join("cas"),
+        high_water: 1 << 30,
+        low_water: 1 << 29,
+        free_floor: 0,
+    })
+    .unwrap();
+    let cas = Cas::new(local, Some(Arc::new(server.client())));
+    fetch(&cas, &TreeStore::new(1 << 20), root, TreeLimits::default()).await
+}
+
+fn page(directories: Vec<Bytes>) -> Page {
+    Page {
+        directories,
+        next_page_token: "more".into(),
+    }
+}
+
+#[tokio::test]
+async fn whatever_get_tree_answers_the_tree_is_right() {
+    let server = FaultyCas::start().await;
+    let root = small_tree(&server);
+    let stranger = re::Directory {
+        symlinks: vec![re::SymlinkNode {
+            name: "a".into(),
+            target: "/etc/passwd".into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let stranger = Bytes::from(stranger.encode_to_vec());
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = sent.clone();
+    let hostile: [(&str, Pages); 7] = [
+        ("nothing", Arc::new(|_| None)),
+        (
+            "empty pages",
+            Arc::new(|n| (n < 10_000).then(|| Ok(page(vec![])))),
+        ),
+        (
+            "no messages at all",
+            Arc::new(|n| {
+                let rubbish = (0..100u8).map(|b| vec![b ^ 0xff; 1000 + n].into());
+                (n < 5).then(|| Ok(page(rubbish.collect())))
+            }),
+        ),
+        (
+            "somebody else's directories",
+            Arc::new(move |n| (n < 3).then(|| Ok(page(vec![stranger.clone(); 100])))),
+        ),
+        (
+            "a page beyond every message size",
+            Arc::new(|n| (n < 1).then(|| Ok(page(vec![vec![0; 6 << 20].into()])))),
+        ),
+        (
+            "pages without end",
+            Arc::new(move |n| {
+                count.fetch_add(64 << 10, Ordering::SeqCst);
+                let mut rubbish = vec![0; 64 << 10];
+                rubbish[..8].copy_from_slice(&n.to_le_bytes());
+                Some(Ok(page(vec![rubbish.into()])))
+            }),
+        ),
+        (
+            "a break after the same page each time",
+            Arc::new(|n| match n {
+                0 => Some(Ok(page(vec![b"rubbish"[..].into()]))),
+                _ => Some(Err(Status::unavailable("again"))),
+            }),
+        ),
+    ];
+    for (what, pages) in hostile {
+        *server.state.pages.lock() = Some(pages);
+        let tree = whole_tree(&server, root).await;
+        let tree = tree.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut paths: Vec<String> = tree
+            .paths_of(&[blob(1, 10).0])
+            .into_values()
+            .map(|path| path.to_string())
+            .collect();
+        paths.sort();
+        assert_eq!(
+            (tree.nodes, paths),
+            (4, vec!["a/file in a".to_owned()]),
+            "{what}"
+        );
+    }
+    // What is cut off at 32 MiB may be some MiB more on its way.
+    assert!(sent.load(Ordering::SeqCst) < 48 << 20);
+}
+
+#[tokio::test]
+async fn a_bad_directory_of_a_page_is_refused_by_name() {
+    let server = FaultyCas::start().await;
+    let bad = re::Directory {
+        files: vec![re::FileNode {
+            name: "..".into(),
+            digest: Some(blob(1, 10).0.to_proto()),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let bad = Bytes::from(bad.encode_to_vec());
+    let root = re::Directory {
+        directories: vec![re::DirectoryNode {
+            name: "sub".into(),
+            digest: Some(SHA256.digest(&bad).to_proto()),
+        }],
+        ..Default::default()
+    };
+    let root = server.put(root.encode_to_vec().into());
+    *server.state.pages.lock() = Some(Arc::new(move |n| {
+        (n < 1).then(|| Ok(page(vec![bad.clone()])))
+    }));
+    let error = whole_tree(&server, root).await.unwrap_err().to_string();
+    assert!(error.contains("\"..\""), "{error}");
 }

@@ -1,6 +1,9 @@
 //! The blob store keeps its promises: what it has is whole and right, pinned blobs stay, limits
 //! are kept, and nothing that lies in its directory makes it fail.
 
+#[path = "common/mounted.rs"]
+mod mounted;
+
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -12,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use boxwright::cas::CasError;
 use boxwright::cas::local::{LocalStore, StoreConfig, StoreUsage};
 use boxwright::reapi::{Digest, DigestFunction};
+use mounted::Mounted;
 
 const BLOCK: u64 = 4096;
 
@@ -855,42 +859,12 @@ fn a_directory_that_cannot_be_written_is_a_clear_error() {
 }
 
 /// A file system of its own, as large as given; none without the right to mount.
-struct Mounted(tempfile::TempDir);
-
-impl Mounted {
-    fn new(options: &str) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
-            .arg(dir.path())
-            .output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(Mounted(dir)),
-            Ok(output) => {
-                let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-                eprintln!("SKIPPED: cannot mount a small file system: {why}");
-                None
-            }
-            Err(why) => {
-                eprintln!("SKIPPED: cannot mount a small file system: {why}");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_makes_room_or_says_so() {
     let Some(mounted) = Mounted::new("size=4m") else {
         return;
     };
-    let root = mounted.0.path().join("store");
+    let root = mounted.path().join("store");
     // The quota alone would let the disk fill up.
     let store = open(&root);
     for n in 0..2000 {
@@ -949,11 +923,11 @@ fn the_floor_of_free_space_is_kept() {
     let Some(mounted) = Mounted::new("size=8m") else {
         return;
     };
-    let mut config = config(&mounted.0.path().join("store"));
+    let mut config = config(&mounted.path().join("store"));
     config.free_floor = 2 << 20;
     let store = LocalStore::open(config).unwrap();
     let free = || {
-        let stat = rustix::fs::statvfs(mounted.0.path()).unwrap();
+        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
         stat.f_bavail * stat.f_frsize
     };
     for n in 0..3000 {
@@ -962,7 +936,7 @@ fn the_floor_of_free_space_is_kept() {
     }
     assert!(store.usage().disk > 5 << 20);
     // Somebody else takes what is left.
-    fs::write(mounted.0.path().join("other"), vec![0; 1 << 20]).unwrap();
+    fs::write(mounted.path().join("other"), vec![0; 1 << 20]).unwrap();
     for n in 3000..3600 {
         put(&store, n, 4096);
     }
@@ -974,7 +948,7 @@ fn the_floor_counts_what_was_promised_and_not_what_is_taken_over() {
     let Some(mounted) = Mounted::new("size=8m") else {
         return;
     };
-    let mut config = config(&mounted.0.path().join("store"));
+    let mut config = config(&mounted.path().join("store"));
     config.free_floor = 2 << 20;
     let store = LocalStore::open(config).unwrap();
     // Both are promised room before either has a byte on disk; 8 MiB have no room for both and the floor.
@@ -988,7 +962,7 @@ fn the_floor_counts_what_was_promised_and_not_what_is_taken_over() {
     // Less than the floor is free, but a rename takes nothing more.
     let output = store.scratch().join("output");
     fs::write(&output, &data).unwrap();
-    fs::write(mounted.0.path().join("other"), vec![0; 5 << 19]).unwrap();
+    fs::write(mounted.path().join("other"), vec![0; 5 << 19]).unwrap();
     store.adopt(digest, &output, false).unwrap();
     assert_eq!(store.read(digest, 4 << 20).unwrap().unwrap(), data);
 }
@@ -998,9 +972,9 @@ fn mounts_in_scratch_are_not_entered() {
     let Some(mounted) = Mounted::new("size=1m") else {
         return;
     };
-    let dir = tempfile::tempdir_in(mounted.0.path()).unwrap();
+    let dir = tempfile::tempdir_in(mounted.path()).unwrap();
     let store = open(dir.path());
-    let precious = mounted.0.path().join("precious");
+    let precious = mounted.path().join("precious");
     fs::create_dir(&precious).unwrap();
     fs::write(precious.join("file"), "").unwrap();
     // A bind mount of the same file system: its device number does not tell.

@@ -10,6 +10,8 @@ fn boxwright(arguments: &[&str]) -> Command {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BOXWRIGHT_")) {
         command.env_remove(name);
     }
+    // Codes are the same at every level; this one every host can give.
+    command.env("BOXWRIGHT_SANDBOX", "process");
     command
 }
 

@@ -30,6 +30,8 @@ impl Place {
         run.arg("run").args(flags).arg("--").args(command);
         run.current_dir(self.dir.path());
         run.env("BOXWRIGHT_STATE_DIR", self.path("state"));
+        // What is tested here is the same at every level; this one every host can give.
+        run.env("BOXWRIGHT_SANDBOX", "process");
         run
     }
 

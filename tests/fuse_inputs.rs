@@ -124,7 +124,7 @@ async fn a_command_sees_its_inputs_and_leaves_its_outputs() {
         assert_eq!(
             looks,
             format!(
-                "444 {uid} 6 regular file\n555 {uid} 28 regular file\n755 {uid} 4096 directory\n{uid}\n"
+                "644 {uid} 6 regular file\n755 {uid} 28 regular file\n755 {uid} 4096 directory\n{uid}\n"
             )
         );
         assert_eq!(result.output_symlinks[0].target, "in.txt");

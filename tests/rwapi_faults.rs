@@ -427,3 +427,42 @@ async fn a_result_that_the_server_will_not_take_does_not_block_the_rest() {
     let told = server.look(|s| s.completion(&small).cloned()).unwrap();
     assert_eq!(told.status.unwrap().code, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_no_message_holds_fails_its_action_alone() {
+    let server = Server::start();
+    let bot = bot(&server, 2);
+    settled(&server).await;
+    let (large, small) = (server.submit(), server.submit());
+    lease(&bot).await;
+    lease(&bot).await;
+    let mut vast = done();
+    let file = re::OutputFile {
+        path: "out/with/a/name/that/is/as/long/as/names/of/outputs/are/now/and/then".into(),
+        ..Default::default()
+    };
+    vast.result.as_mut().unwrap().output_files = vec![file; 80_000];
+    bot.complete(&large, vast);
+    bot.complete(&small, done());
+    server
+        .until("both ends are told", |s| {
+            s.completion(&large).is_some() && s.completion(&small).is_some()
+        })
+        .await;
+    let (told, beside) = server.look(|s| {
+        let of = |id| s.completion(id).cloned().unwrap();
+        (of(&large), of(&small))
+    });
+    let status = told.status.unwrap();
+    assert_eq!(status.code, tonic::Code::FailedPrecondition as i32);
+    assert!(
+        status.message.contains("declare fewer outputs"),
+        "{}",
+        status.message
+    );
+    assert!(told.result.is_none());
+    assert!(beside.result.is_some() && beside.status.unwrap().code == 0);
+    // The session is well, and takes more.
+    let next = server.submit();
+    assert_eq!(lease(&bot).await.id, next);
+}

@@ -869,7 +869,7 @@ async fn a_unix_socket_serves_too_and_a_stale_one_is_replaced() {
     let channel = address
         .parse::<boxwright::config::Endpoint>()
         .unwrap()
-        .channel()
+        .line(&Default::default())
         .unwrap();
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
     let told = health

@@ -819,3 +819,28 @@ async fn many_clients_at_once_all_get_their_end() {
     assert_eq!(server.scheduler.open(), 0);
     worker.abort();
 }
+
+#[tokio::test]
+async fn a_result_that_no_message_holds_is_told_in_words_and_not_cached() {
+    let server = standalone().await;
+    let action = server.action("vast", false);
+    let mut stream = execute(&server, request(action)).await.unwrap();
+    let id = lease(&server).await.id;
+    let mut vast = finished(Ending::Exited(0));
+    let file = re::OutputFile {
+        path: "out/with/a/name/that/is/as/long/as/names/of/outputs/are/now/and/then".into(),
+        digest: Some(Digest::empty(boxwright::reapi::DigestFunction::Sha256).to_proto()),
+        ..Default::default()
+    };
+    vast.result.as_mut().unwrap().output_files = vec![file; 80_000];
+    server.scheduler.complete(&id, vast);
+    let response = end(&mut stream).await;
+    assert_eq!(code(&response), Code::FailedPrecondition);
+    let said = response.status.unwrap().message;
+    assert!(said.contains("declare fewer outputs"), "{said}");
+    // The next one who asks has it executed again.
+    let mut stream = execute(&server, request(action)).await.unwrap();
+    let id = lease(&server).await.id;
+    server.scheduler.complete(&id, finished(Ending::Exited(0)));
+    assert_eq!(code(&end(&mut stream).await), Code::Ok);
+}

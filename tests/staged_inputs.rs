@@ -6,19 +6,25 @@
 
 #[path = "common/everyone.rs"]
 mod everyone;
+#[path = "common/faulty_cas/mod.rs"]
+mod faulty_cas;
+#[path = "common/mounted.rs"]
+mod mounted;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use boxwright::cas::{Cas, LocalStore, StoreConfig};
+use boxwright::cas::{BlobSource, Cas, CasError, LocalStore, StoreConfig};
 use boxwright::config::Owner;
 use boxwright::inputs::staged::Staged;
 use boxwright::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
 use boxwright::reapi::{Digest, DigestFunction};
 use boxwright::tree::{Properties, Tree, TreeBuilder, TreeLimits, TreeStore, fetch};
 use everyone::{as_other, is_root};
+use faulty_cas::FaultyCas;
+use mounted::Mounted;
 
 const SHA256: DigestFunction = DigestFunction::Sha256;
 const OTHER: Owner = Owner {
@@ -30,12 +36,19 @@ struct World {
     dir: PathBuf,
     cas: Cas,
     staged: Staged,
-    _temporary: tempfile::TempDir,
+    _temporary: Option<tempfile::TempDir>,
 }
 
 fn world() -> World {
     let temporary = tempfile::tempdir().unwrap();
-    let dir = temporary.path().to_owned();
+    let mut world = world_in(temporary.path(), None);
+    world._temporary = Some(temporary);
+    world
+}
+
+/// What is not local comes from `remote`.
+fn world_in(dir: &Path, remote: Option<Arc<dyn BlobSource>>) -> World {
+    let dir = dir.to_owned();
     // Actions of other users pass through here.
     std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o711)).unwrap();
     let local = LocalStore::open(StoreConfig {
@@ -45,12 +58,12 @@ fn world() -> World {
         free_floor: 0,
     })
     .unwrap();
-    let cas = Cas::new(local, None);
+    let cas = Cas::new(local, remote);
     World {
         staged: Staged::new(cas.clone(), dir.join("roots")).unwrap(),
         dir,
         cas,
-        _temporary: temporary,
+        _temporary: None,
     }
 }
 
@@ -93,6 +106,11 @@ impl World {
             hold: None,
         };
         self.staged.stage(request).await
+    }
+
+    fn intact_content(&self, digest: Digest, text: &str) {
+        let content = self.store().read(digest, text.len() as u64).unwrap();
+        assert!(content.unwrap() == text.as_bytes());
     }
 
     fn intact(&self, text: &str) {
@@ -502,4 +520,108 @@ fn a_blob_whose_file_somebody_removed_is_named_as_missing() {
             }
         },
     );
+}
+
+#[test]
+fn a_blob_whose_file_somebody_removed_is_fetched_again() {
+    as_everyone(
+        "a_blob_whose_file_somebody_removed_is_fetched_again",
+        async || {
+            let server = FaultyCas::start().await;
+            let temporary = tempfile::tempdir().unwrap();
+            std::fs::set_permissions(temporary.path(), PermissionsExt::from_mode(0o711)).unwrap();
+            let world = world_in(temporary.path(), Some(Arc::new(server.client())));
+            let digests = ["one", "two"].map(|text| server.put(text.into()));
+            let mut tree = TreeBuilder::new(SHA256);
+            tree.file("dir/one", digests[0], false, None).unwrap();
+            tree.file("dir/two", digests[1], true, None).unwrap();
+            let tree = world.tree(tree).await;
+            let owner = owners().pop().unwrap();
+            let stage = async || {
+                let root = world.stage(&tree, &[], owner).await?;
+                for text in ["one", "two"] {
+                    let path = root.path().join("dir").join(text);
+                    assert_eq!(std::fs::read_to_string(path).unwrap(), text);
+                }
+                root.remove().await
+            };
+            stage().await.unwrap();
+            let asked = server.calls("BatchReadBlobs");
+            stage().await.unwrap();
+            assert_eq!(server.calls("BatchReadBlobs"), asked, "it is here");
+
+            let file = world.store().path(digests[1], true).unwrap().unwrap();
+            std::fs::remove_file(&file).unwrap();
+            stage().await.unwrap();
+            assert_eq!(server.calls("BatchReadBlobs"), asked + 1);
+            assert!(file.exists());
+            let sent = server.state.seen.lock().sent.clone();
+            assert_eq!((sent[&digests[0]], sent[&digests[1]]), (1, 2));
+
+            // If nobody has it any more, it is named.
+            std::fs::remove_file(&file).unwrap();
+            server.state.blobs.lock().remove(&digests[1]);
+            let Err(InputError::Missing(missing)) = stage().await else {
+                panic!("nobody has it");
+            };
+            assert_eq!(missing.len(), 1);
+            assert!(missing[0].what.contains("dir/two"), "{}", missing[0].what);
+        },
+    );
+}
+
+/// What is copied finds the disk full of blobs that nobody needs now: they go. If there are none, that is said.
+#[test]
+fn copying_inputs_makes_room() {
+    const LARGE: usize = 1 << 20;
+    let Some(mounted) = Mounted::new("size=4m,mode=711") else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let world = world_in(mounted.path(), None);
+        let text = "x".repeat(LARGE);
+        let large = world.blob(&text);
+        let old: Vec<Digest> = (0..550).map(|n| world.blob(&format!("old {n}"))).collect();
+        let mut tree = TreeBuilder::new(SHA256);
+        tree.file("large", large, false, None).unwrap();
+        let tree = world.tree(tree).await;
+        // The daemon's own user gets copies.
+        let root = world.stage(&tree, &[], None).await.unwrap();
+        assert_eq!(
+            std::fs::read_to_string(root.path().join("large")).unwrap(),
+            text
+        );
+        assert!(world.store().counters().evicted > 0);
+        root.remove().await.unwrap();
+
+        // Now all that is here is needed.
+        let mut pins = vec![world.store().pin(old.into_iter().chain([large]))];
+        for n in 0.. {
+            let text = format!("more {n}");
+            let digest = SHA256.digest(text.as_bytes());
+            pins.push(world.store().pin([digest]));
+            if world.store().put(digest, text.as_bytes(), false).is_err() {
+                break;
+            }
+        }
+        match world.stage(&tree, &[], None).await {
+            Err(InputError::Cas(full @ CasError::Full { .. })) => {
+                let said = full.to_string();
+                assert!(
+                    said.contains("input file") && said.contains("large"),
+                    "{said}"
+                );
+            }
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("there is no room"),
+        }
+        world.intact_content(large, &text);
+        assert_eq!(
+            std::fs::read_dir(mounted.path().join("roots"))
+                .unwrap()
+                .count(),
+            0
+        );
+    });
 }

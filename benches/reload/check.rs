@@ -59,14 +59,14 @@ pub(crate) fn every(
     Ok((result, phases))
 }
 
-/// What the command says that it used of a processor itself, in milliseconds.
-pub(crate) fn command_cpu_ms(result: &re::ActionResult) -> Option<f64> {
-    let stdout = std::str::from_utf8(&result.stdout_raw).ok()?;
+/// What the command says on standard output that it used of a processor itself, in milliseconds.
+pub(crate) fn command_cpu_ms(stdout: &[u8]) -> Option<f64> {
+    let stdout = std::str::from_utf8(stdout).ok()?;
     let (_, microseconds) = stdout.trim_end().rsplit_once("cpu_us=")?;
     microseconds.parse::<f64>().ok().map(|us| us / 1e3)
 }
 
-fn known(digest: &Option<re::Digest>) -> Result<Digest> {
+pub(crate) fn known(digest: &Option<re::Digest>) -> Result<Digest> {
     Digest::from_proto(DigestFunction::Sha256, digest.as_ref()).map_err(|e| e.to_string())
 }
 

@@ -3,6 +3,7 @@
 
 mod command;
 pub mod ending;
+mod isolation;
 mod live;
 mod paths;
 mod platform;
@@ -10,11 +11,13 @@ mod publish;
 mod resolve;
 mod runner;
 mod settings;
+mod usage;
 
 use prost_types::Any;
 
 pub use ending::Ending;
 pub use live::LiveOutput;
+pub use platform::{Strategies, Strategy};
 pub use runner::{Progress, Runner, RunnerParts};
 pub use settings::Settings;
 

@@ -97,8 +97,8 @@ pub(super) fn cut(stdout_dropped: u64, stderr_dropped: u64, kept: u64) -> Option
     };
     let dropped = stdout_dropped.saturating_add(stderr_dropped);
     Some(format!(
-        "{dropped} bytes of {stream} were dropped, for this worker keeps {kept} bytes of a stream (--keep-output); \
-         write less, or to a file"
+        "{dropped} bytes of {stream} were left out, for this worker keeps the beginning and the end of a stream, \
+         {kept} bytes in all (--keep-output); write less, or to a file"
     ))
 }
 

@@ -7,14 +7,15 @@ use std::time::Duration;
 use prost::Message;
 
 use super::command::{self, CheckedCommand};
-use super::{Ending, platform, settings::Settings};
+use super::platform::{self, Demand, read_only};
+use super::{Ending, settings::Settings};
 use crate::cas::{Cas, CasError};
 use crate::reapi::proto::re;
 use crate::reapi::status::MissingBlob;
 use crate::reapi::{Digest, time};
 use crate::sandbox::Level;
 use crate::scheduler::Lease;
-use crate::tree::{self, Tree, TreeError, TreeStore};
+use crate::tree::{self, MergeError, Tree, TreeError, TreeStore};
 
 /// The largest Action message that is read, in bytes. Real ones have a few hundred.
 const MAX_ACTION: u64 = 1 << 20;
@@ -30,15 +31,17 @@ pub(super) struct Resolved {
     pub(super) timeout: Option<(Duration, &'static str)>,
     pub(super) command: CheckedCommand,
     pub(super) tree: Arc<Tree>,
+    /// What it gets.
+    pub(super) demand: Demand,
 }
 
-/// Resolves a lease.
+/// Resolves a lease for a worker that has the sandbox levels `there`.
 pub(super) async fn resolve(
     lease: &Lease,
     cas: &Cas,
     trees: &TreeStore,
     settings: &Settings,
-    level: Level,
+    there: &[Level],
 ) -> Result<Resolved, Ending> {
     let (digest, action) = read_action(lease, cas).await?;
     let named = |what: &str, digest: Option<&re::Digest>| {
@@ -47,7 +50,7 @@ pub(super) async fn resolve(
     };
     let command_digest = named("command_digest", action.command_digest.as_ref())?;
     let root = named("input_root_digest", action.input_root_digest.as_ref())?;
-    let timeout = timeout(&action, settings)?;
+    within_max(&action, settings.max_timeout, "(--max-timeout)")?;
 
     let (command, tree) = tokio::join!(
         cas.read(command_digest, MAX_COMMAND, "Command"),
@@ -73,14 +76,73 @@ pub(super) async fn resolve(
     };
     let command = re::Command::decode(command)
         .map_err(|e| Ending::BadRequest(format!("blob {command_digest} is not a Command: {e}")))?;
-    platform::check(platform::properties(&action, &command), settings, level)?;
+    let properties = platform::properties(&action, &command);
+    let mut demand = platform::demand(properties, settings, lease.function, there)?;
+    let command = command::check(&command).map_err(Ending::BadRequest)?;
+    let tree = match demand.chroot {
+        Some(chroot) => merged(lease, cas, trees, settings, tree, chroot).await?,
+        None => tree,
+    };
+    if !platform::ignores_read_only(settings) {
+        protect(&mut demand, &tree)?;
+    }
     Ok(Resolved {
         digest,
         do_not_cache: action.do_not_cache,
-        timeout,
-        command: command::check(&command).map_err(Ending::BadRequest)?,
+        timeout: timeout(&action, settings, &demand)?,
+        command,
         tree,
+        demand,
     })
+}
+
+/// The input root, merged into the tree that `chrootRootDigest` names.
+async fn merged(
+    lease: &Lease,
+    cas: &Cas,
+    trees: &TreeStore,
+    settings: &Settings,
+    input: Arc<Tree>,
+    chroot: Digest,
+) -> Result<Arc<Tree>, Ending> {
+    let limits = settings.tree_limits;
+    let known = tree::fetch_known(cas, trees, chroot, limits).await;
+    let (base, mut missing) = known.map_err(from_tree)?;
+    if !missing.is_empty() {
+        for blob in &mut missing {
+            blob.what = format!("{} of chrootRootDigest {chroot}", blob.what);
+        }
+        missing.extend(missing_files(cas, &input).await?);
+        return Err(Ending::MissingInputs(missing));
+    }
+    match tree::merge(&input, &base, lease.function, limits) {
+        Ok(merged) => Ok(Arc::new(merged)),
+        Err(MergeError::Tree(error)) => Err(from_tree(error)),
+        Err(error) => Err(Ending::BadRequest(error.to_string())),
+    }
+}
+
+/// Keeps read-only what the tree says is to stay so.
+fn protect(demand: &mut Demand, tree: &Tree) -> Result<(), Ending> {
+    let found = read_only::of(tree).map_err(Ending::BadRequest)?;
+    if found.read_only.is_empty() {
+        return Ok(());
+    }
+    demand.without_plain_levels().map_err(Ending::Unsupported)?;
+    demand.view.read_only = found.read_only;
+    demand.view.writable = found.writable;
+    Ok(())
+}
+
+/// What calls to a remote that are made for this action say of it: what the client said of itself, and which action it is.
+pub(super) fn request_metadata(lease: &Lease) -> re::RequestMetadata {
+    let inline = || Some(lease.function.digest(lease.action.as_ref()?));
+    re::RequestMetadata {
+        action_id: (lease.action_digest.or_else(inline))
+            .map(Digest::hash_hex)
+            .unwrap_or_default(),
+        ..lease.origin.clone().unwrap_or_default()
+    }
 }
 
 async fn read_action(lease: &Lease, cas: &Cas) -> Result<(Digest, re::Action), Ending> {
@@ -106,40 +168,57 @@ async fn read_action(lease: &Lease, cas: &Cas) -> Result<(Digest, re::Action), E
     Ok((digest, action))
 }
 
-/// REAPI: "The server SHOULD impose a timeout if the client does not specify one, however, if the
-/// client does specify a timeout that is longer than the server's maximum timeout, the server MUST
-/// reject the request." A timeout of zero is what clients send that mean none.
-fn timeout(
-    action: &re::Action,
-    settings: &Settings,
-) -> Result<Option<(Duration, &'static str)>, Ending> {
-    let asked = match &action.timeout {
-        None => None,
-        Some(timeout) => {
-            let length = time::from_duration(timeout).ok_or_else(|| {
-                Ending::BadRequest(format!(
-                    "the Action's timeout of {} s and {} ns is not a length of time",
-                    timeout.seconds, timeout.nanos
-                ))
-            })?;
-            (!length.is_zero()).then_some(length)
-        }
+/// The timeout that the Action names. One of zero is what clients send that mean none.
+fn asked_timeout(action: &re::Action) -> Result<Option<Duration>, Ending> {
+    let Some(timeout) = &action.timeout else {
+        return Ok(None);
     };
-    match (asked, settings.max_timeout) {
+    let length = time::from_duration(timeout).ok_or_else(|| {
+        Ending::BadRequest(format!(
+            "the Action's timeout of {} s and {} ns is not a length of time",
+            timeout.seconds, timeout.nanos
+        ))
+    })?;
+    Ok((!length.is_zero()).then_some(length))
+}
+
+/// REAPI: "if the client does specify a timeout that is longer than the server's maximum timeout, the server MUST
+/// reject the request."
+fn within_max(action: &re::Action, max: Option<Duration>, set_by: &str) -> Result<(), Ending> {
+    match (asked_timeout(action)?, max) {
         (Some(asked), Some(max)) if asked > max => Err(Ending::BadRequest(format!(
-            "the Action's timeout of {} s is longer than the {} s that this worker allows (--max-timeout)",
+            "the Action's timeout of {} s is longer than the {} s that this worker allows {set_by}",
             asked.as_secs(),
             max.as_secs()
         ))),
-        (Some(asked), _) => Ok(Some((asked, "its action"))),
-        (None, max) => {
-            let default = settings
-                .default_timeout
-                .map(|length| (length, "--default-timeout"));
-            let max = max.map(|length| (length, "--max-timeout"));
-            Ok([default, max].into_iter().flatten().min())
-        }
+        _ => Ok(()),
     }
+}
+
+/// REAPI: "The server SHOULD impose a timeout if the client does not specify one". The shortest that anybody wants counts.
+fn timeout(
+    action: &re::Action,
+    settings: &Settings,
+    demand: &Demand,
+) -> Result<Option<(Duration, &'static str)>, Ending> {
+    within_max(action, settings.max_timeout, "(--max-timeout)")?;
+    within_max(action, demand.timeout_cap, "actions of this platform")?;
+    let bounds = match asked_timeout(action)? {
+        Some(asked) => [Some((asked, "its action")), None, None],
+        None => [
+            settings
+                .default_timeout
+                .map(|length| (length, "--default-timeout")),
+            settings.max_timeout.map(|length| (length, "--max-timeout")),
+            demand
+                .timeout_cap
+                .map(|length| (length, "its platform's strategy")),
+        ],
+    };
+    let property = demand
+        .timeout_asked
+        .map(|length| (length, "its platform property `timeout`"));
+    Ok(bounds.into_iter().chain([property]).flatten().min())
 }
 
 /// Input files that are not in the CAS. Only on the way to a failure: they are fetched to find out,
@@ -203,29 +282,54 @@ mod tests {
     #[test]
     fn timeouts() {
         let mut settings = super::super::runner::tests::settings();
-        assert_eq!(timeout(&re::Action::default(), &settings), Ok(None));
-        assert_eq!(timeout(&with(0, 0), &settings), Ok(None));
+        let demand = |settings: &Settings| {
+            let there = settings.strategies.base.levels.clone();
+            platform::demand(&[], settings, crate::reapi::DigestFunction::Sha256, &there).unwrap()
+        };
+        let of =
+            |action: &re::Action, settings: &Settings| timeout(action, settings, &demand(settings));
+        let seconds = Duration::from_secs;
+        assert_eq!(of(&re::Action::default(), &settings), Ok(None));
+        assert_eq!(of(&with(0, 0), &settings), Ok(None));
         assert_eq!(
-            timeout(&with(7, 0), &settings),
-            Ok(Some((Duration::from_secs(7), "its action")))
+            of(&with(7, 0), &settings),
+            Ok(Some((seconds(7), "its action")))
         );
         assert!(matches!(
-            timeout(&with(-1, 0), &settings),
+            of(&with(-1, 0), &settings),
             Err(Ending::BadRequest(_))
         ));
-        settings.max_timeout = Some(Duration::from_secs(60));
+        settings.max_timeout = Some(seconds(60));
         assert_eq!(
-            timeout(&re::Action::default(), &settings),
-            Ok(Some((Duration::from_secs(60), "--max-timeout")))
+            of(&re::Action::default(), &settings),
+            Ok(Some((seconds(60), "--max-timeout")))
         );
-        settings.default_timeout = Some(Duration::from_secs(30));
+        settings.default_timeout = Some(seconds(30));
         assert_eq!(
-            timeout(&re::Action::default(), &settings),
-            Ok(Some((Duration::from_secs(30), "--default-timeout")))
+            of(&re::Action::default(), &settings),
+            Ok(Some((seconds(30), "--default-timeout")))
         );
-        let Err(Ending::BadRequest(text)) = timeout(&with(61, 0), &settings) else {
+        let Err(Ending::BadRequest(text)) = of(&with(61, 0), &settings) else {
             panic!("a timeout beyond the maximum was granted")
         };
         assert!(text.contains("61") && text.contains("60"), "{text}");
+        settings.strategies.base.timeout = Some(seconds(20));
+        assert_eq!(
+            of(&re::Action::default(), &settings),
+            Ok(Some((seconds(20), "its platform's strategy")))
+        );
+        assert!(matches!(
+            of(&with(21, 0), &settings),
+            Err(Ending::BadRequest(_))
+        ));
+        let mut demand = demand(&settings);
+        demand.timeout_asked = Some(seconds(5));
+        let property = Ok(Some((seconds(5), "its platform property `timeout`")));
+        assert_eq!(timeout(&with(7, 0), &settings, &demand), property);
+        assert_eq!(timeout(&with(0, 0), &settings, &demand), property);
+        assert_eq!(
+            timeout(&with(4, 0), &settings, &demand),
+            Ok(Some((seconds(4), "its action")))
+        );
     }
 }

@@ -8,16 +8,21 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::ending::{out_of_memory, timed_out};
+use super::isolation::isolation;
 use super::publish::{self, Stream};
 use super::resolve::{self, Resolved};
+use super::usage;
 use super::{Ending, Finished, LiveOutput, Settings};
-use crate::cas::Cas;
+use crate::cas::{self, Cas, Held};
+use crate::config::Owner;
 use crate::inputs::{Beneath, InputError, InputRoots, StageRequest, StagedRoot};
 use crate::observe::{self, ActionRecord};
 use crate::outputs::{self, CollectRequest, Collected, OutputError};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction, time};
-use crate::sandbox::{CommandSpec, End, Exempt, Outcome, Sandbox, StreamSpec};
+use crate::sandbox::{
+    CommandSpec, End, Exempt, Inputs, Outcome, RootShape, Sandbox, Sandboxes, StreamSpec,
+};
 use crate::scheduler::Lease;
 use crate::tree::TreeStore;
 
@@ -32,8 +37,8 @@ pub struct RunnerParts {
     pub trees: Arc<TreeStore>,
     /// How input roots are made visible.
     pub inputs: Arc<dyn InputRoots>,
-    /// What runs commands.
-    pub sandbox: Arc<dyn Sandbox>,
+    /// What runs commands, by level.
+    pub sandboxes: Sandboxes,
     /// The operator's decisions.
     pub settings: Settings,
     /// The worker's name in results.
@@ -92,7 +97,8 @@ impl Runner {
             record: ActionRecord::of(lease, slot),
         };
         let begun = Instant::now();
-        let finished = match self.phases(&mut journey).await {
+        let whose = resolve::request_metadata(lease);
+        let finished = match cas::on_behalf_of(whose, self.phases(&mut journey)).await {
             Ok(finished) => finished,
             Err(ending) => Finished::without_result(ending),
         };
@@ -112,8 +118,11 @@ impl Runner {
     async fn phases(&self, journey: &mut Journey<'_>) -> Result<Finished, Ending> {
         let cancel = journey.cancel;
         let resolved = or_cancelled(cancel, self.resolve(journey)).await?;
-        let staged = or_cancelled(cancel, self.stage(journey, &resolved)).await?;
-        let finished = match self.execute(journey, &resolved, staged.as_ref()).await {
+        let sandbox = self.pick(journey, &resolved)?;
+        let owner = sandbox.owner(journey.slot);
+        let staged = or_cancelled(cancel, self.stage(journey, &resolved, owner)).await?;
+        let executed = self.execute(journey, &resolved, staged.as_ref(), sandbox.as_ref());
+        let finished = match executed.await {
             Ok(outcome) => {
                 self.publish(journey, &resolved, staged.as_ref(), outcome)
                     .await
@@ -133,7 +142,7 @@ impl Runner {
             &parts.cas,
             &parts.trees,
             &parts.settings,
-            parts.sandbox.level(),
+            &parts.sandboxes.levels(),
         )
         .await?;
         journey.record.digest = Some(resolved.digest);
@@ -141,10 +150,28 @@ impl Runner {
         Ok(resolved)
     }
 
+    /// The best sandbox that the action may use.
+    fn pick(
+        &self,
+        journey: &mut Journey<'_>,
+        resolved: &Resolved,
+    ) -> Result<Arc<dyn Sandbox>, Ending> {
+        let sandbox = self.parts.sandboxes.pick(&resolved.demand.levels);
+        let sandbox = sandbox.map_err(|e| Ending::Unsupported(e.to_string()))?;
+        if let Some(limit) = sandbox.unenforced(&resolved.demand.limits_asked).first() {
+            return Err(Ending::Unsupported(format!(
+                "the action asks for a limit that this host cannot keep: {limit}"
+            )));
+        }
+        journey.record.sandbox = Some(sandbox.level());
+        Ok(sandbox.clone())
+    }
+
     async fn stage(
         &self,
         journey: &mut Journey<'_>,
         resolved: &Resolved,
+        owner: Option<Owner>,
     ) -> Result<Box<dyn StagedRoot>, Ending> {
         (journey.progress)(journey.metadata.clone());
         // The slot's user owned the last root too: it must be gone before this user comes back.
@@ -159,8 +186,9 @@ impl Runner {
                 .map(|output| output.within_root.clone())
                 .collect(),
             shapes: resolved.command.shapes(),
-            writable: false,
-            owner: self.parts.sandbox.owner(journey.slot),
+            // Who makes a root of it changes what is in it.
+            writable: resolved.demand.view.root == RootShape::Input,
+            owner,
             hold,
         };
         let staged = self
@@ -181,6 +209,7 @@ impl Runner {
         journey: &mut Journey<'_>,
         resolved: &Resolved,
         staged: &dyn StagedRoot,
+        sandbox: &dyn Sandbox,
     ) -> Result<Outcome, Ending> {
         journey.metadata.execution_start_timestamp = Some(time::now());
         (journey.progress)(journey.metadata.clone());
@@ -207,18 +236,20 @@ impl Runner {
             argv: resolved.command.argv.clone(),
             env: resolved.command.env.clone(),
             root: staged.path().to_owned(),
+            inputs: Inputs {
+                bytes: resolved.tree.bytes,
+                nodes: resolved.tree.nodes,
+            },
             cwd: (&resolved.command.working_directory).into(),
             timeout: resolved.timeout.map(|(length, _)| length),
             exempt,
             grace: settings.grace,
-            limits: settings.limits.clone(),
-            view: Default::default(),
+            limits: resolved.demand.limits.clone(),
+            view: resolved.demand.view.clone(),
             stdout: stream(&journey.lease.stdout_stream),
             stderr: stream(&journey.lease.stderr_stream),
         };
-        let outcome = self
-            .parts
-            .sandbox
+        let outcome = sandbox
             .run(journey.slot, spec, journey.cancel.clone())
             .await
             .map_err(|e| Ending::Infrastructure(e.to_string()))?;
@@ -233,6 +264,9 @@ impl Runner {
         // execution itself (e.g., lazily loading data from the Content Addressable Storage".
         let waited = waited.map_or(Duration::ZERO, |waited| waited());
         metadata.virtual_execution_duration = Some(time::duration(ran.saturating_sub(waited)));
+        metadata
+            .auxiliary_metadata
+            .extend(usage::messages(&outcome.usage));
         journey.record.execute = ran;
         journey.record.usage = outcome.usage;
         (journey.progress)(metadata.clone());
@@ -277,6 +311,7 @@ impl Runner {
         let gathered = self.gather(request, function, outcome, notice).await?;
         let Gathered {
             collected,
+            held,
             stdout,
             stderr,
         } = gathered;
@@ -302,7 +337,7 @@ impl Runner {
             .chain(streams.into_iter().flatten())
             .collect();
         or_cancelled(journey.cancel, async {
-            let published = self.parts.cas.publish(&blobs).await;
+            let published = self.parts.cas.publish_held(&blobs, &held).await;
             published.map_err(|e| Ending::Infrastructure(e.to_string()))
         })
         .await?;
@@ -314,6 +349,8 @@ impl Runner {
         let now = Some(time::now());
         metadata.output_upload_completed_timestamp = now;
         metadata.worker_completed_timestamp = now;
+        let isolation = isolation(journey.record.sandbox, &resolved.demand.view);
+        metadata.auxiliary_metadata.push(isolation);
         let result = re::ActionResult {
             exit_code,
             stdout_raw: stdout.raw,
@@ -325,7 +362,7 @@ impl Runner {
         };
         Ok(Finished {
             cacheable: ending == Ending::Exited(0) && !resolved.do_not_cache,
-            message: String::new(),
+            message: left_out(&collected.left_out),
             details: Vec::new(),
             result: Some(result),
             ending,
@@ -354,6 +391,7 @@ impl Runner {
         notice: String,
     ) -> Result<Gathered, Ending> {
         let store = self.parts.cas.local().clone();
+        let mut held = self.parts.cas.hold();
         let inline = self.parts.settings.inline_output;
         let work = move || {
             let stream = |captured, notice: &str| {
@@ -363,7 +401,8 @@ impl Runner {
             Ok(Gathered {
                 stdout: stream(outcome.stdout, "")?,
                 stderr: stream(outcome.stderr, &notice)?,
-                collected: outputs::collect(&store, &request),
+                collected: outputs::collect_and_hold(&store, &request, &mut held),
+                held,
             })
         };
         tokio::task::spawn_blocking(work)
@@ -384,8 +423,23 @@ fn remove(staged: Box<dyn StagedRoot>) {
 
 struct Gathered {
     collected: Result<Collected, OutputError>,
+    held: Held,
     stdout: Stream,
     stderr: Stream,
+}
+
+/// What a reader of the result should know of outputs that are not in it; most builds mean nothing by them.
+fn left_out(things: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<&str> = things.iter().take(SHOWN).map(String::as_str).collect();
+    match things.len() {
+        0 => String::new(),
+        all => format!(
+            "{all} left out of the output directories, as no result can hold them: {}{}",
+            shown.join(", "),
+            if all > SHOWN { ", ..." } else { "" }
+        ),
+    }
 }
 
 /// A phase that may be dropped midway, dropped when the action is cancelled.
@@ -457,7 +511,9 @@ fn from_inputs(error: InputError) -> Ending {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::Strategies;
     use super::*;
+    use crate::sandbox::Level;
 
     pub(in crate::action) fn settings() -> Settings {
         Settings {
@@ -468,7 +524,7 @@ pub(super) mod tests {
             grace: Duration::from_secs(1),
             keep_output: 1 << 20,
             inline_output: 1024,
-            limits: Default::default(),
+            strategies: Strategies::at(&[Level::Process]),
             platform: Vec::new(),
             ignored_properties: Vec::new(),
             scratch: std::env::temp_dir(),

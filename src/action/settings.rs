@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Strategies;
 use crate::outputs::OutputLimits;
-use crate::sandbox::Limits;
 use crate::tree::TreeLimits;
 
 /// The operator's decisions.
@@ -20,12 +20,12 @@ pub struct Settings {
     pub max_timeout: Option<Duration>,
     /// Between SIGTERM and SIGKILL.
     pub grace: Duration,
-    /// Bytes kept of each output stream; the rest is dropped and said to be.
+    /// Bytes kept of each output stream, of its two ends; that the middle is left out is said.
     pub keep_output: u64,
     /// Output streams of at most this many bytes travel inside the result, larger ones as blobs.
     pub inline_output: usize,
-    /// Resource limits of every command.
-    pub limits: Limits,
+    /// Which isolation the actions of which platform get, and within which limits.
+    pub strategies: Strategies,
     /// The properties that this worker offers, as key and value; a key may have several values.
     pub platform: Vec<(String, String)>,
     /// Properties that an action may carry and that are then ignored, because the operator said so.

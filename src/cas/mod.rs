@@ -10,9 +10,9 @@ pub mod remote;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use cache::{Cas, Wanted};
+pub use cache::{Cas, Held, Wanted};
 pub use local::{LocalStore, Pins, StoreConfig};
-pub use remote::{RemoteCas, RemoteConfig};
+pub use remote::{RemoteCas, RemoteConfig, on_behalf_of};
 
 use crate::reapi::Digest;
 

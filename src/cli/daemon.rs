@@ -9,13 +9,13 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure, of_disk};
-use crate::action::{self, Finished, LiveOutput, Runner, RunnerParts};
+use super::sandboxes::Prepared;
+use crate::action::{self, Finished, LiveOutput, Runner, RunnerParts, Strategies, Strategy};
 use crate::cas::{BlobSource, Cas, LocalStore, StoreConfig};
 use crate::config::units::rough_size;
-use crate::config::{HostConfig, Quota, SandboxLevel, Settings, print};
+use crate::config::{HostConfig, Quota, Settings, StrategyConfig, print};
 use crate::outputs::OutputLimits;
-use crate::sandbox::process::{Launchers, ProcessSandbox};
-use crate::sandbox::{Limits, Sandbox};
+use crate::sandbox::{Level, Limits, Named, Sandboxes};
 use crate::scheduler::{Lease, Scheduler};
 use crate::tree::{TreeLimits, TreeStore};
 use crate::worker::{self, Progress, RunAction, Stop, Worker, WorkerEnd};
@@ -43,19 +43,17 @@ pub(super) fn answer<C>(
 
 /// What must be there before any thread is.
 pub(super) struct Ground {
-    launchers: Launchers,
+    prepared: Prepared,
     /// Why this process has no mounts of its own.
     no_mounts: Option<String>,
 }
 
 /// Prepares the process and starts the launchers; before any thread exists.
 pub(super) fn ground(host: &HostConfig) -> Result<Ground, Failure> {
-    let SandboxLevel::Process = host.sandbox;
     // Before the launchers, which are to see what is mounted.
     let no_mounts = super::inputs::own_mounts(host.inputs).err();
-    let launchers = Launchers::start(host.slots);
     Ok(Ground {
-        launchers: launchers.map_err(|e| Failure::new(Exit::Software, e))?,
+        prepared: super::sandboxes::prepare(host)?,
         no_mounts,
     })
 }
@@ -118,31 +116,35 @@ pub(super) struct Engine {
     runner: Arc<Runner>,
     store: Arc<LocalStore>,
     slots: usize,
+    levels: Vec<Level>,
     inputs: &'static str,
 }
 
 impl Engine {
     /// Puts the parts together; within a runtime. What is not local comes from `source`.
-    pub(super) fn new(
+    pub(super) async fn new(
         host: &HostConfig,
         store: Arc<LocalStore>,
         ground: Ground,
         source: Option<Arc<dyn BlobSource>>,
         live: Option<Arc<dyn LiveOutput>>,
     ) -> Result<Self, Failure> {
-        let broken = |e: &dyn std::fmt::Display| Failure::new(Exit::Software, e);
-        let sandbox =
-            ProcessSandbox::new(ground.launchers, host.first_uid).map_err(|e| broken(&e))?;
         let cas = Cas::new(store.clone(), source);
-        log(host, &store, &sandbox);
         let inputs = super::inputs::roots(host, &cas, ground.no_mounts)?;
         let shown = inputs.name();
+        // A launcher of a daemon without root looks at the directory of the input roots: it must be there.
+        let sandboxes = (ground.prepared)
+            .join(host, &host.state_dir.join(super::inputs::DIRECTORY))
+            .await?;
+        let levels = sandboxes.levels();
+        log(host, &store, &sandboxes);
+        let settings = settings(host, &store)?;
         let runner = Runner::new(RunnerParts {
             cas,
             trees: Arc::new(TreeStore::new(TREES)),
             inputs,
-            sandbox: Arc::new(sandbox),
-            settings: settings(host, &store),
+            sandboxes,
+            settings,
             worker_name: host.name.clone(),
             live,
             slots: host.slots,
@@ -151,8 +153,14 @@ impl Engine {
             runner: Arc::new(runner),
             store,
             slots: host.slots,
+            levels,
             inputs: shown,
         })
+    }
+
+    /// The sandbox levels that it has, the strongest first.
+    pub(super) fn levels(&self) -> &[Level] {
+        &self.levels
     }
 
     /// How input trees are shown.
@@ -199,9 +207,11 @@ impl RunAction for Slots {
     }
 }
 
-fn settings(host: &HostConfig, store: &LocalStore) -> action::Settings {
+fn settings(host: &HostConfig, store: &LocalStore) -> Result<action::Settings, Failure> {
     let limits = &host.limits;
-    action::Settings {
+    let size = HostSize::of(&host.state_dir)?;
+    let strategy = |config: &StrategyConfig| strategy(config, host, &size);
+    Ok(action::Settings {
         tree_limits: TreeLimits {
             nodes: limits.input_nodes,
             bytes: limits.input_bytes,
@@ -209,7 +219,8 @@ fn settings(host: &HostConfig, store: &LocalStore) -> action::Settings {
         },
         output_limits: OutputLimits {
             nodes: limits.output_nodes,
-            bytes: limits.output_bytes,
+            // All outputs of an action are in the CAS together before the first is uploaded.
+            bytes: limits.output_bytes.min(store.largest_blob()),
             ..OutputLimits::default()
         },
         default_timeout: limits.default_timeout,
@@ -218,20 +229,68 @@ fn settings(host: &HostConfig, store: &LocalStore) -> action::Settings {
         keep_output: limits.keep_output,
         // At most 1 MiB, as validated.
         inline_output: limits.inline_output as usize,
-        limits: Limits {
-            open_files: limits.open_files,
-            file_size: limits.file_size,
-            processes: limits.processes,
-            ..Limits::default()
+        strategies: Strategies {
+            declared: host.strategies.iter().map(strategy).collect(),
+            base: strategy(&host.base),
+            required: host.require_platform,
         },
         platform: host.platform.clone(),
         ignored_properties: host.ignored_properties.clone(),
         scratch: store.scratch().to_owned(),
+    })
+}
+
+/// What shares are shares of.
+struct HostSize {
+    memory: u64,
+    disk: u64,
+}
+
+impl HostSize {
+    fn of(dir: &Path) -> Result<Self, Failure> {
+        let memory = rustix::system::sysinfo();
+        let disk = rustix::fs::statvfs(dir).map_err(|e| {
+            let text = format!(
+                "cannot ask for the size of {}'s file system: {e}",
+                dir.display()
+            );
+            Failure::new(of_disk(&e.into()), text)
+        })?;
+        Ok(HostSize {
+            memory: (memory.totalram as u64).saturating_mul(memory.mem_unit.into()),
+            disk: disk.f_blocks.saturating_mul(disk.f_frsize),
+        })
+    }
+}
+
+fn strategy(config: &StrategyConfig, host: &HostConfig, size: &HostSize) -> Strategy {
+    Strategy {
+        matches: config.matches.clone(),
+        levels: config.levels.clone(),
+        root: config.root,
+        network: config.network,
+        profile: config.profile.as_str().into(),
+        profiles: config
+            .profiles
+            .iter()
+            .map(|name| name.as_str().into())
+            .collect(),
+        limits: Limits {
+            open_files: host.limits.open_files,
+            file_size: host.limits.file_size,
+            processes: host.limits.processes,
+            memory: Some(config.memory.of(size.memory)),
+            cpu_milli: config.cpu_milli,
+            pids: Some(config.pids),
+            disk_bytes: Some(config.disk.of(size.disk)),
+            disk_nodes: Some(config.disk_nodes),
+        },
+        timeout: config.timeout,
     }
 }
 
 /// Says in plain words what this daemon is and does.
-fn log(host: &HostConfig, store: &LocalStore, sandbox: &dyn Sandbox) {
+fn log(host: &HostConfig, store: &LocalStore, sandboxes: &Sandboxes) {
     let pairs: Vec<String> = host
         .platform
         .iter()
@@ -244,19 +303,29 @@ fn log(host: &HostConfig, store: &LocalStore, sandbox: &dyn Sandbox) {
         host.slots,
         pairs.join(" ")
     );
-    let users = match sandbox.owner(0) {
-        Some(first) => format!(
-            "as users {} to {}",
-            first.uid,
-            u64::from(first.uid) + host.slots as u64 - 1
-        ),
-        None => "as the daemon's own user, whose files they can read and change".to_owned(),
-    };
-    tracing::info!(
-        "sandbox level {}: actions run {users}; it does NOT hide the host's files, network and processes from them: \
-         run only actions of people who may use this host",
-        sandbox.level().name()
-    );
+    tracing::info!("actions run at {}", Named(&sandboxes.levels()));
+    if let Some(sandbox) = &sandboxes.process {
+        let users = match sandbox.owner(0) {
+            Some(first) => format!(
+                "as users {} to {}",
+                first.uid,
+                u64::from(first.uid) + host.slots as u64 - 1
+            ),
+            None => "as the daemon's own user, whose files they can read and change".to_owned(),
+        };
+        tracing::info!(
+            "sandbox level process: actions run {users}; it does NOT hide the host's files, network and processes from \
+             them: run only actions of people who may use this host"
+        );
+    }
+    let (asked, most) = (host.limits.output_bytes, store.largest_blob());
+    if asked > most {
+        tracing::info!(
+            "the outputs of an action may take {}, the size of the local CAS (cas-quota-high); max-output-bytes would allow {}",
+            rough_size(most),
+            rough_size(asked)
+        );
+    }
     let usage = store.usage();
     tracing::info!(
         "the local CAS below {} holds {} blobs, {}",

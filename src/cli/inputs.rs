@@ -10,7 +10,7 @@ use crate::inputs::fuse::{FuseRoots, private_mounts};
 use crate::inputs::staged::Staged;
 
 /// The input roots, on the file system of the local CAS.
-const DIRECTORY: &str = "inputs";
+pub(super) const DIRECTORY: &str = "inputs";
 
 /// Gives the process mounts of its own, if it will need them; before any thread exists. The error says why it has none.
 pub(super) fn own_mounts(strategy: InputStrategy) -> Result<(), String> {

@@ -3,6 +3,7 @@
 mod blobs;
 mod cas;
 mod daemon;
+mod doctor;
 mod exit;
 mod inputs;
 mod materialise;
@@ -11,6 +12,7 @@ mod mount;
 mod progress;
 mod remote;
 mod run;
+mod sandboxes;
 mod settings;
 mod standalone;
 mod value;
@@ -43,6 +45,7 @@ enum What {
     Standalone(standalone::StandaloneCommand),
     Run(run::RunCommand),
     Cas(cas::CasCommand),
+    Doctor(doctor::DoctorCommand),
     Mount(mount::MountCommand),
 }
 
@@ -54,6 +57,7 @@ pub fn main() -> ExitCode {
         What::Standalone(command) => command.run(),
         What::Run(command) => command.run(),
         What::Cas(command) => command.run(),
+        What::Doctor(command) => command.run(),
         What::Mount(command) => command.run(),
     };
     done.unwrap_or_else(|failure| exit::tell(&failure))
@@ -87,6 +91,7 @@ mod tests {
             vec!["cas", "get"],
             vec!["cas", "tree"],
             vec!["cas", "stat"],
+            vec!["doctor"],
             vec!["mount"],
         ] {
             let mut found = &mut command;

@@ -9,7 +9,7 @@ use super::exit::Failure;
 use super::value::Checked;
 use crate::config::keys::{Fallback, KEYS, Key, Program};
 use crate::config::settings::{self, Layer};
-use crate::config::value::Value;
+use crate::config::value::{Kind, Value};
 use crate::config::{Host, Origin, Settings, file};
 
 /// The flags of `boxwright worker`.
@@ -76,7 +76,10 @@ impl Source {
 }
 
 fn augment(mut command: Command, program: Program) -> Command {
-    for key in KEYS.iter().filter(|key| key.is_for(program)) {
+    for key in KEYS
+        .iter()
+        .filter(|key| key.is_for(program) && key.is_flag())
+    {
         let action = match key.is_list() {
             true => ArgAction::Append,
             false => ArgAction::Set,
@@ -88,6 +91,12 @@ fn augment(mut command: Command, program: Program) -> Command {
             .value_name(key.kind.placeholder())
             .action(action)
             .value_parser(Checked::new(|text| key.kind.parse(text)));
+        if key.kind == Kind::Bool {
+            arg = arg
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true");
+        }
         if key.name == "name" {
             arg = arg.visible_alias("bot-id-prefix");
         }
@@ -107,7 +116,10 @@ fn help(key: &Key) -> String {
 
 fn collect(matches: &ArgMatches, program: Program) -> Layer {
     let mut layer = Layer::new();
-    for key in KEYS.iter().filter(|key| key.is_for(program)) {
+    for key in KEYS
+        .iter()
+        .filter(|key| key.is_for(program) && key.is_flag())
+    {
         for value in matches.get_many::<Value>(key.name).into_iter().flatten() {
             settings::add(&mut layer, key.name, value.clone(), &Origin::Flag(key.name));
         }

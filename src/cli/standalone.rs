@@ -93,7 +93,7 @@ impl Standalone {
         let config = EmbeddedConfig::with_slots(host.slots);
         let scheduler = Embedded::new(config, store.clone(), cache.clone());
         let live: Arc<dyn LiveOutput> = Arc::new(Streams(scheduler.clone()));
-        let engine = Engine::new(host, store.clone(), ground, None, Some(live))?;
+        let engine = Engine::new(host, store.clone(), ground, None, Some(live)).await?;
         let config = ServerConfig {
             listen: vec![listen],
             ..ServerConfig::default()

@@ -12,6 +12,7 @@ use crate::action::LiveOutput;
 use crate::cas::{BlobSource, RemoteCas, RemoteConfig};
 use crate::config::WorkerConfig;
 use crate::observe;
+use crate::sandbox::Level;
 use crate::scheduler::rwapi::{LogStreams, Rwapi, RwapiConfig};
 
 /// Take actions from a scheduler (Remote Workers API), run them, return their outputs
@@ -53,11 +54,11 @@ impl WorkerCommand {
             let store = super::blobs::blocking(move || daemon::store(&host)).await?;
             let cas: Arc<dyn BlobSource> = Arc::new(RemoteCas::new(remote(&config))?);
             let live: Option<Arc<dyn LiveOutput>> = match &config.logstream {
-                Some(endpoint) => Some(Arc::new(LogStreams::new(endpoint)?)),
+                Some(endpoint) => Some(Arc::new(LogStreams::new(endpoint, &config.credentials)?)),
                 None => None,
             };
-            let engine = Engine::new(&config.host, store, ground, Some(cas), live)?;
-            let scheduler = Rwapi::new(rwapi(&config, engine.inputs()))?;
+            let engine = Engine::new(&config.host, store, ground, Some(cas), live).await?;
+            let scheduler = Rwapi::new(rwapi(&config, engine.levels(), engine.inputs()))?;
             tracing::info!(
                 "scheduler {}, CAS {}, instance {:?}, bot id {}",
                 config.bots,
@@ -81,7 +82,7 @@ fn reachable(config: WorkerConfig) -> Result<WorkerConfig, Failure> {
         .into_iter()
         .chain(&config.logstream)
     {
-        endpoint.dialer()?;
+        endpoint.dialer(&config.credentials)?;
     }
     Ok(config)
 }
@@ -89,6 +90,7 @@ fn reachable(config: WorkerConfig) -> Result<WorkerConfig, Failure> {
 fn remote(config: &WorkerConfig) -> RemoteConfig {
     RemoteConfig {
         endpoint: config.cas.clone(),
+        credentials: config.credentials.clone(),
         instance: config.instance.clone(),
         retries: config.patience.retries,
         retry_delay: config.patience.delay,
@@ -96,13 +98,15 @@ fn remote(config: &WorkerConfig) -> RemoteConfig {
     }
 }
 
-fn rwapi(config: &WorkerConfig, inputs: &str) -> RwapiConfig {
+fn rwapi(config: &WorkerConfig, levels: &[Level], inputs: &str) -> RwapiConfig {
+    let levels: Vec<&str> = levels.iter().map(|level| level.name()).collect();
+    let levels = levels.join(",");
     RwapiConfig {
         instance: config.instance.clone(),
         bot_name: Some(config.host.name.clone()),
         platform: config.host.platform.clone(),
         labels: [
-            ("boxwright-sandbox", config.host.sandbox.name()),
+            ("boxwright-sandbox", levels.as_str()),
             ("boxwright-inputs", inputs),
             ("boxwright-version", env!("CARGO_PKG_VERSION")),
         ]
@@ -110,6 +114,7 @@ fn rwapi(config: &WorkerConfig, inputs: &str) -> RwapiConfig {
         .into(),
         capacity: config.host.slots,
         priority: config.priority,
+        credentials: config.credentials.clone(),
         ..RwapiConfig::new(config.bots.clone())
     }
 }
@@ -125,10 +130,14 @@ mod tests {
     fn the_scheduler_is_told_the_isolation_level_and_the_priority() {
         let layer = file::parse("remote = 'http://h:1'\npriority = 3").unwrap();
         let settings = Settings::resolve(Program::Worker, vec![layer], &host()).unwrap();
-        let told = rwapi(&WorkerConfig::new(&settings).unwrap(), "staged");
+        let told = rwapi(
+            &WorkerConfig::new(&settings).unwrap(),
+            &Level::ALL,
+            "staged",
+        );
         assert_eq!(told.priority, 3);
         for (key, value) in [
-            ("boxwright-sandbox", "process"),
+            ("boxwright-sandbox", "full,process"),
             ("boxwright-inputs", "staged"),
             ("boxwright-version", env!("CARGO_PKG_VERSION")),
         ] {

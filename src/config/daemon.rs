@@ -5,24 +5,10 @@ use std::time::Duration;
 
 use super::origin::ConfigError;
 use super::settings::Settings;
+use super::strategy::{self, StrategyConfig};
 use super::units::Amount;
-use super::{Endpoint, Listen};
-
-/// What stands between an action and the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SandboxLevel {
-    /// A process in a session and, if possible, under a user of its own.
-    Process,
-}
-
-impl SandboxLevel {
-    /// The word for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            SandboxLevel::Process => "process",
-        }
-    }
-}
+use super::{Credentials, Endpoint, Listen};
+use crate::sandbox::Level;
 
 /// How input roots are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,8 +94,14 @@ pub struct HostConfig {
     pub slots: usize,
     /// Where everything is kept.
     pub state_dir: PathBuf,
-    /// What stands between an action and the host.
-    pub sandbox: SandboxLevel,
+    /// What actions get that none of `strategies` is for.
+    pub base: StrategyConfig,
+    /// What actions of some platforms get; the first that matches counts.
+    pub strategies: Vec<StrategyConfig>,
+    /// Whether actions that none of `strategies` is for are refused.
+    pub require_platform: bool,
+    /// Profiles that go before the built-in ones.
+    pub profiles: Option<PathBuf>,
     /// How input roots are shown.
     pub inputs: InputStrategy,
     /// The uid and gid of slot 0.
@@ -142,6 +134,8 @@ pub struct WorkerConfig {
     pub cas: Endpoint,
     /// Where live output goes.
     pub logstream: Option<Endpoint>,
+    /// What all of them are shown.
+    pub credentials: Credentials,
     /// The instance name.
     pub instance: String,
     /// How patient to be with remotes.
@@ -178,6 +172,7 @@ impl WorkerConfig {
             bots: remote("bots-remote")?,
             cas: remote("cas-remote")?,
             logstream: settings.url("logstream-remote"),
+            credentials: credentials(settings)?,
             instance,
             patience: Patience {
                 retries: number(settings, "retry-limit")?,
@@ -207,13 +202,17 @@ impl HostConfig {
         if name.is_empty() {
             return Err(settings.refuse("name", "it is empty; give the worker a name"));
         }
+        let base = StrategyConfig::base(settings)?;
         let config = HostConfig {
             name,
             platform: platform(settings)?,
             ignored_properties: settings.names("ignore-property"),
             slots: number(settings, "concurrent-jobs")?,
             state_dir: settings.path("state-dir").ok_or(unset("state-dir"))?,
-            sandbox: SandboxLevel::Process,
+            strategies: strategy::declared(settings, &base)?,
+            base,
+            require_platform: settings.flag("require-platform"),
+            profiles: settings.path("sandbox-profiles"),
             inputs: match &*settings.text("inputs") {
                 "fuse" => InputStrategy::Fuse,
                 "staged" => InputStrategy::Staged,
@@ -229,6 +228,43 @@ impl HostConfig {
         };
         Ok(config)
     }
+
+    /// Every level that some action may use, the strongest first.
+    pub fn levels(&self) -> Vec<Level> {
+        let used = |level: &Level| self.all_strategies().any(|s| s.levels.contains(level));
+        Level::ALL.into_iter().filter(used).collect()
+    }
+
+    /// Every profile that some action may have, each once.
+    pub fn profile_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self
+            .all_strategies()
+            .flat_map(|s| s.profiles.iter().chain([&s.profile]))
+            .map(String::as_str)
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    fn all_strategies(&self) -> impl Iterator<Item = &StrategyConfig> {
+        let base = (!self.require_platform).then_some(&self.base);
+        self.strategies.iter().chain(base)
+    }
+}
+
+fn credentials(settings: &Settings) -> Result<Credentials, ConfigError> {
+    let identity = match (settings.path("tls-cert"), settings.path("tls-key")) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => return Err(settings.refuse("tls-cert", "it needs --tls-key as well")),
+        (None, Some(_)) => return Err(settings.refuse("tls-key", "it needs --tls-cert as well")),
+    };
+    Ok(Credentials {
+        ca: settings.path("tls-ca"),
+        identity,
+        token: settings.path("token-file"),
+    })
 }
 
 fn unset(key: &'static str) -> ConfigError {
@@ -411,7 +447,19 @@ mod tests {
             "remote = 'http://h:1'\ninstance = 'a/blobs'",
             "remote = 'http://h:1'\ninstance = '/a'",
             "remote = 'http://h:1'\nname = ''",
+            "remote = 'http://h:1'\ntls-cert = '/c'",
+            "remote = 'http://h:1'\ntls-key = '/k'",
+            "remote = 'http://h:1'\ntls-ca = 'c'",
             "remote = 'http://user:secret@h:1'",
+            "remote = 'http://h:1'\nrequire-platform = true",
+            "remote = 'http://h:1'\nsandbox = 'process'\nroot = 'input'",
+            "remote = 'http://h:1'\nlimit-memory = 0",
+            "remote = 'http://h:1'\nsandbox-profile = '../x'",
+            "remote = 'http://h:1'\n[[strategy]]\nroot = 'input'\nlevels = 'process'",
+            "remote = 'http://h:1'\nroot = 'input'\n[[strategy]]\nlevels = 'process'",
+            "remote = 'http://h:1'\n[[strategy]]\nallow-profiles = ['a/b']",
+            "remote = 'http://h:1'\n[[strategy]]\ntimeout = '48h'",
+            "remote = 'http://h:1'\n[[strategy]]\npids = 9\n[[strategy]]\nmatch = { a = 'b' }",
         ] {
             said += &format!("{text:?}\n  {}\n", worker(text).unwrap_err());
         }
@@ -424,8 +472,39 @@ mod tests {
     }
 
     #[test]
+    fn strategies_inherit_what_they_do_not_say() {
+        let config = worker(
+            "remote = 'http://h:1'\nnetwork = 'allowed'\nlimit-pids = 77\nallow-profile = ['net']\n\
+             [[strategy]]\nmatch = { pool = 'a', ISA = ['x86-64', 'x86-32'] }\nlevels = 'full,process'\ncpus = 1.5\n\
+             [[strategy]]\nprofile = 'strict'\nallow-profiles = []\nmemory = '1G'",
+        )
+        .unwrap()
+        .host;
+        assert_eq!(config.levels(), Level::ALL);
+        assert_eq!(config.profile_names(), ["default", "net", "strict"]);
+        let [first, last] = &config.strategies[..] else {
+            panic!("{:?}", config.strategies)
+        };
+        let isa = (
+            "ISA".to_owned(),
+            vec!["x86-64".to_owned(), "x86-32".to_owned()],
+        );
+        assert!(first.matches.len() == 2 && first.matches.contains(&isa));
+        assert_eq!((first.cpu_milli, first.pids), (Some(1500), 77));
+        assert_eq!(
+            (last.levels.as_slice(), last.pids),
+            (&[Level::Full][..], 77)
+        );
+        assert_eq!(last.memory, Amount::Bytes(1 << 30));
+        assert_eq!(last.network, crate::config::NetworkPolicy::Allowed);
+    }
+
+    #[test]
     fn what_is_printed_is_a_configuration() {
-        let text = "remote = 'http://h:1'\nconcurrent-jobs = 2\nplatform = ['pool=a']\nmax-timeout = 'none'";
+        let text = "remote = 'http://h:1'\nconcurrent-jobs = 2\nplatform = ['pool=a']\nmax-timeout = 'none'\n\
+                    sandbox = 'full,process'\nlimit-cpus = 2\n\
+                    [[strategy]]\nmatch = { pool = ['a', 'b'] }\nroot = 'input'\ntimeout = '90s'\n\
+                    [[strategy]]\nnetwork = 'on'\ncpus = 0.5\ndisk = '10%'";
         let layers = vec![file::parse(text).unwrap()];
         let settings = Settings::resolve(Program::Worker, layers, &host()).unwrap();
         let printed = print::render(&settings);

@@ -6,9 +6,13 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tonic::transport::{Channel, ClientTlsConfig, Uri};
+use tonic::transport::Uri;
+
+use super::credentials::{Credentials, Token};
+use super::line::Line;
 
 /// A service's address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,13 +40,31 @@ pub enum EndpointError {
     },
     /// TLS cannot be set up for it on this machine.
     #[error(
-        "cannot set up TLS for {address}: {why}; install ca-certificates, or name a bundle of roots in SSL_CERT_FILE"
+        "cannot set up TLS for {address}: {why}; install ca-certificates, or name certificates with --tls-ca"
     )]
     Tls {
         /// The address.
         address: String,
         /// What the TLS library said.
         why: String,
+    },
+    /// A file that was named for it cannot be used.
+    #[error("cannot use the {what} in {}: {why}", path.display())]
+    File {
+        /// What should be in it.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A token would travel in plain text.
+    #[error(
+        "a token is not sent to {address}, as anybody on the way could read it; use https:// there, or leave out --token-file"
+    )]
+    Exposed {
+        /// The address.
+        address: String,
     },
     /// The transport refuses it.
     #[error("cannot connect to {address}: {why}")]
@@ -160,14 +182,33 @@ impl fmt::Display for Endpoint {
 pub struct Dialer {
     transport: tonic::transport::Endpoint,
     socket: Option<PathBuf>,
+    token: Option<Arc<Token>>,
 }
 
 impl Endpoint {
-    /// Prepares connections, and reads the system's roots if they are to be TLS; needs no runtime.
+    /// Whether it is on this machine, as far as its address tells.
+    pub fn is_here(&self) -> bool {
+        match self {
+            Endpoint::Unix(_) => true,
+            Endpoint::Http(authority) | Endpoint::Https(authority) => {
+                let host = authority
+                    .rsplit_once(':')
+                    .map_or(&authority[..], |(host, _)| host);
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                host == "localhost"
+                    || host
+                        .parse::<std::net::IpAddr>()
+                        .is_ok_and(|address| address.is_loopback())
+            }
+        }
+    }
+
+    /// Prepares connections, and reads the files that they need, the system's roots among them if they are to be TLS; needs no
+    /// runtime.
     ///
     /// Nagle's algorithm is off (its delays come in 40 ms steps), and keep-alive pings find a dead peer
     /// within half a minute.
-    pub fn dialer(&self) -> Result<Dialer, EndpointError> {
+    pub fn dialer(&self, credentials: &Credentials) -> Result<Dialer, EndpointError> {
         let target = match self {
             Endpoint::Http(authority) => format!("http://{authority}"),
             Endpoint::Https(authority) => format!("https://{authority}"),
@@ -191,44 +232,60 @@ impl Endpoint {
             address: self.to_string(),
             why: chain(&error),
         };
-        Ok(match self {
-            Endpoint::Http(_) => Dialer {
-                transport,
-                socket: None,
+        let token = match &credentials.token {
+            Some(_) if matches!(self, Endpoint::Http(_)) && !self.is_here() => {
+                return Err(EndpointError::Exposed {
+                    address: self.to_string(),
+                });
+            }
+            Some(path) => Some(Arc::new(Token::read(path)?)),
+            None => None,
+        };
+        let transport = match self {
+            Endpoint::Https(_) => {
+                let (with_system, alone) = credentials.tls()?;
+                match (transport.clone().tls_config(with_system), alone) {
+                    // A machine without certificates of its own.
+                    (Err(_), Some(alone)) => transport.tls_config(alone),
+                    (result, _) => result,
+                }
+                .map_err(tls)?
+            }
+            Endpoint::Http(_) | Endpoint::Unix(_) => transport,
+        };
+        Ok(Dialer {
+            transport,
+            socket: match self {
+                Endpoint::Unix(path) => Some(path.clone()),
+                Endpoint::Http(_) | Endpoint::Https(_) => None,
             },
-            Endpoint::Https(_) => Dialer {
-                transport: transport
-                    .tls_config(ClientTlsConfig::new().with_native_roots())
-                    .map_err(tls)?,
-                socket: None,
-            },
-            Endpoint::Unix(path) => Dialer {
-                transport,
-                socket: Some(path.clone()),
-            },
+            token,
         })
     }
 
-    /// A channel of a dialer of its own. Within a runtime only.
-    pub fn channel(&self) -> Result<Channel, EndpointError> {
-        Ok(self.dialer()?.channel())
+    /// A line of a dialer of its own. Within a runtime only.
+    pub fn line(&self, credentials: &Credentials) -> Result<Line, EndpointError> {
+        Ok(self.dialer(credentials)?.line())
     }
 }
 
 impl Dialer {
-    /// A channel that connects when first used and again whenever the connection is lost. Within a runtime only.
-    pub fn channel(&self) -> Channel {
+    /// A line that connects when first used and again whenever the connection is lost. Within a runtime only.
+    pub fn line(&self) -> Line {
+        let token = self.token.clone();
         let Some(path) = self.socket.clone() else {
-            return self.transport.connect_lazy();
+            return Line::new(self.transport.connect_lazy(), token);
         };
-        self.transport
+        let channel = self
+            .transport
             .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
                 let path = path.clone();
                 async move {
                     let stream = tokio::net::UnixStream::connect(path).await?;
                     Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
                 }
-            }))
+            }));
+        Line::new(channel, token)
     }
 }
 
@@ -314,8 +371,34 @@ mod tests {
     #[test]
     fn what_tls_cannot_do_is_an_error() {
         let bad = Endpoint::Https("a..b:1".into());
-        let error = bad.dialer().unwrap_err();
+        let none = Credentials::default();
+        let error = bad.dialer(&none).unwrap_err();
         assert!(error.to_string().contains("a..b:1"), "{error}");
-        assert!(Endpoint::Http("h:1".into()).dialer().is_ok());
+        assert!(Endpoint::Http("h:1".into()).dialer(&none).is_ok());
+    }
+
+    #[test]
+    fn a_token_stays_off_plain_connections_to_other_machines() {
+        let token = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(token.path(), "secret").unwrap();
+        let credentials = Credentials {
+            token: Some(token.path().to_owned()),
+            ..Credentials::default()
+        };
+        for (address, sent) in [
+            ("http://10.0.0.1:1", false),
+            ("http://build.example:1", false),
+            ("http://127.0.0.1:1", true),
+            ("http://[::1]:1", true),
+            ("unix:/run/x.sock", true),
+        ] {
+            let endpoint: Endpoint = address.parse().unwrap();
+            let dialer = endpoint.dialer(&credentials);
+            assert_eq!(dialer.is_ok(), sent, "{address}");
+            if let Err(error) = dialer {
+                let text = error.to_string();
+                assert!(text.contains(address) && !text.contains("secret"), "{text}");
+            }
+        }
     }
 }

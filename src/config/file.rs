@@ -22,6 +22,7 @@ use toml::de::{DeTable, DeValue};
 use super::keys::{self, KEYS, Key};
 use super::origin::{ConfigError, Origin};
 use super::settings::{Entry, Layer};
+use super::strategy::STRATEGY_KEYS;
 use super::value::{self, Kind, Value, shorten};
 
 /// A file is never larger than this; larger ones are refused unread.
@@ -65,19 +66,42 @@ pub fn parse_named(path: &Path, text: &str) -> Result<Layer, ConfigError> {
     let mut layer = Layer::new();
     for (name, found) in table.get_ref() {
         let origin = source.at(name.span());
-        let Some(key) = keys::find(name.get_ref()) else {
-            return Err(ConfigError::Unknown {
-                origin,
-                key: shorten(name.get_ref()),
-                suggestion: keys::closest(name.get_ref(), KEYS.iter().map(|key| key.name))
-                    .and_then(keys::find)
-                    .map(|key| key.name),
-            });
-        };
+        let key = known(KEYS, name.get_ref(), &origin)?;
         let value = source.value(key, found)?;
         layer.insert(key.name, Entry { value, origin });
     }
     Ok(layer)
+}
+
+/// The key of this name in a table of keys.
+fn known(table: &'static [Key], name: &str, origin: &Origin) -> Result<&'static Key, ConfigError> {
+    let found = |name: &str| table.iter().find(|key| key.name == name);
+    found(name).ok_or_else(|| ConfigError::Unknown {
+        origin: origin.clone(),
+        key: shorten(name),
+        suggestion: keys::closest(name, table.iter().map(|key| key.name))
+            .and_then(found)
+            .map(|key| key.name),
+    })
+}
+
+/// `--print-config` does not list what tables may say, so the message does.
+fn in_a_strategy(error: ConfigError) -> ConfigError {
+    match error {
+        ConfigError::Unknown {
+            origin,
+            key,
+            suggestion: None,
+        } => {
+            let names: Vec<&str> = STRATEGY_KEYS.iter().map(|key| key.name).collect();
+            ConfigError::Value {
+                origin,
+                key: "strategy",
+                why: format!("unknown key {key:?}; a table may have {}", names.join(", ")),
+            }
+        }
+        other => other,
+    }
 }
 
 struct Source<'a> {
@@ -105,10 +129,16 @@ impl Source<'_> {
     fn wrong_type(&self, key: &'static Key, found: &Spanned<DeValue<'_>>) -> ConfigError {
         let allowed = match key.kind {
             Kind::Pairs => {
-                "a table ([platform] KEY = \"VALUE\") or a list of \"KEY=VALUE\"".to_owned()
+                let table = match key.name {
+                    "match" => "match = { KEY = \"VALUE\" }",
+                    _ => "[platform] KEY = \"VALUE\"",
+                };
+                format!("a table ({table}) or a list of \"KEY=VALUE\"")
             }
             Kind::Names => "a list of names".to_owned(),
-            Kind::Number(..) => key.kind.allowed(),
+            Kind::Words(_) => format!("a list of {}", key.kind.allowed()),
+            Kind::Number(..) | Kind::Bool | Kind::Strategies => key.kind.allowed(),
+            Kind::Cpus => format!("{}, decimals in quotes", key.kind.allowed()),
             _ => format!("{}, in quotes", key.kind.allowed()),
         };
         let why = format!("expected {allowed}, found {}", found.get_ref().type_str());
@@ -125,6 +155,13 @@ impl Source<'_> {
             (Kind::Pairs, DeValue::Table(table)) => self.table(key, table),
             (Kind::Pairs | Kind::Names, DeValue::Array(list)) => self.list(key, list),
             (Kind::Pairs | Kind::Names, _) => Err(self.wrong_type(key, found)),
+            (Kind::Strategies, DeValue::Array(tables)) => self.strategies(key, tables),
+            (Kind::Strategies, _) => Err(self.wrong_type(key, found)),
+            (Kind::Words(_), DeValue::Array(list)) => self.words(key, found, list),
+            (Kind::Bool, DeValue::Boolean(yes)) => Ok(Value::Bool(*yes)),
+            (Kind::Bool, _) => Err(self.wrong_type(key, found)),
+            (Kind::Cpus, DeValue::Integer(number)) if number.radix() == 10 => read(number.as_str()),
+            (Kind::Cpus, DeValue::Float(number)) => read(number.as_str()),
             (Kind::Number(..), DeValue::Integer(number)) => {
                 match u64::from_str_radix(number.as_str(), number.radix()) {
                     Ok(number) => read(&number.to_string()),
@@ -157,6 +194,47 @@ impl Source<'_> {
             Kind::Pairs => Value::Pairs(pairs),
             _ => Value::Names(names),
         })
+    }
+
+    /// `["full", "process"]`, which is the same as `"full,process"`.
+    fn words(
+        &self,
+        key: &'static Key,
+        found: &Spanned<DeValue<'_>>,
+        list: &[Spanned<DeValue<'_>>],
+    ) -> Result<Value, ConfigError> {
+        let mut words = Vec::new();
+        for item in list {
+            let DeValue::String(text) = item.get_ref() else {
+                return Err(self.wrong_type(key, item));
+            };
+            words.push(text.as_ref());
+        }
+        let read = key.kind.read(&words.join(","));
+        read.map_err(|why| self.refused(key, found.span(), why))
+    }
+
+    /// `[[strategy]]`, as often as one likes.
+    fn strategies(
+        &self,
+        key: &'static Key,
+        tables: &[Spanned<DeValue<'_>>],
+    ) -> Result<Value, ConfigError> {
+        let mut read = Vec::new();
+        for item in tables {
+            let DeValue::Table(table) = item.get_ref() else {
+                return Err(self.wrong_type(key, item));
+            };
+            let mut layer = Layer::new();
+            for (name, found) in table {
+                let origin = self.at(name.span());
+                let key = known(STRATEGY_KEYS, name.get_ref(), &origin).map_err(in_a_strategy)?;
+                let value = self.value(key, found)?;
+                layer.insert(key.name, Entry { value, origin });
+            }
+            read.push(layer);
+        }
+        Ok(Value::Strategies(read))
     }
 
     /// `[platform]`: a key's value is a text, or a list of them.
@@ -242,6 +320,22 @@ mod tests {
             "remote = ",
             "\u{0}",
             "= = =",
+            "sandbox = 'none'",
+            "sandbox = ['full', 'full']",
+            "sandbox = []",
+            "sandbox = 1",
+            "require-platform = 'yes'",
+            "limit-cpus = true",
+            "limit-cpus = 0.001",
+            "strategy = 'x'",
+            "strategy = ['x']",
+            "[strategy]\nmatch = {}",
+            "[[strategy]]\nlevel = ['full']",
+            "[[strategy]]\nmatch = 'pool=big'",
+            "[[strategy]]\nmatch = { pool = 1 }",
+            "\n[[strategy]]\nmatch = { pool = 'big' }\n[[strategy]]\nnetwork = 'none'",
+            "[[strategy]]\nmemory = '200%'",
+            "[[strategy]]\nsandbox = 'full'",
         ] {
             said += &format!("{text:?}\n  {}\n", parse(text).unwrap_err());
         }

@@ -65,6 +65,11 @@ impl Key {
         format!("BOXWRIGHT_{}", self.name.to_uppercase().replace('-', "_"))
     }
 
+    /// Whether flags and environment variables can give it.
+    pub fn is_flag(&self) -> bool {
+        self.kind != Kind::Strategies
+    }
+
     /// Whether it may be given several times.
     pub fn is_list(&self) -> bool {
         matches!(self.kind, Kind::Pairs | Kind::Names)
@@ -126,6 +131,14 @@ keys! {
             "The CAS that holds inputs and takes outputs";
         "logstream-remote" for Worker: Kind::Url, Unset,
             "Where the scheduler's LogStream write names lead, for output while it is written";
+        "tls-ca" for Worker: Kind::File, Unset,
+            "A PEM file with certificates that https:// remotes are verified against, beside those that this machine trusts";
+        "tls-cert" for Worker: Kind::File, Unset,
+            "A PEM file with the certificate that is shown to https:// remotes";
+        "tls-key" for Worker: Kind::File, Unset,
+            "A PEM file with the private key of --tls-cert";
+        "token-file" for Worker: Kind::File, Unset,
+            "A file with a token that all remotes are sent with each call (authorization: Bearer ...); read again when it changes";
         "instance" for Worker: Kind::Text(256), Is(""),
             "The instance name at all remotes";
         "retry-limit" for Worker: Kind::Number(0, 100), Is("4"),
@@ -156,8 +169,20 @@ keys! {
             "Where the local CAS and scratch files are; one daemon at a time";
     }
     "Sandbox" {
-        "sandbox": Kind::Choice(&["process"]), Is("process"),
-            "What stands between an action and this host. process: a process of its own session and (for a root daemon) its own user; it sees the host's files, network and processes";
+        "sandbox": Kind::Words(&["full", "process"]), Is("full"),
+            "What may stand between an action and this host, the preferred one first (full,process). full: namespaces, a root of its own, a filter of system calls, Landlock, limits. process: a process of its own session and (for a root daemon) its own user; it sees the host's files, network and processes. A level that is not named is never used; a worker that can give none of them does not start, and says what the kernel lacks";
+        "root": Kind::Choice(&["host", "input"]), Is("host"),
+            "What the root of an action at level full is. host: the host's tools, read-only, with the input root at its working place. input: the input root itself, and nothing of the host; actions may ask for it with the property root=input";
+        "network": Kind::Choice(&["off", "allowed", "on"]), Is("off"),
+            "Who gets this host's network; others have a loopback interface of their own. off: nobody, actions that ask for it are refused. allowed: those that ask with the property network=on. on: all. Level process cannot take it away";
+        "sandbox-profile": Kind::Text(64), Is("default"),
+            "The profile of actions at level full that ask for none: which system calls and files they may use";
+        "allow-profile": Kind::Names, Is(""),
+            "A further profile, which actions may ask for with the property sandbox-profile; repeat it for more";
+        "sandbox-profiles": Kind::Directory, Unset,
+            "Profiles of your own, NAME.toml each; they go before the built-in ones";
+        "require-platform": Kind::Bool, Is("false"),
+            "Refuse actions that match no [[strategy]] of the configuration file";
         "inputs": Kind::Choice(&["auto", "fuse", "staged"]), Is("auto"),
             "How input trees are shown. fuse: at once, files are fetched when they are read; needs root, /dev/fuse and fusermount3. staged: hard links, clones or copies in a directory per action. auto: fuse where it works, else staged";
         "first-uid": Kind::Number(1, 0x7fff_0000), Is("1879048192"),
@@ -171,7 +196,7 @@ keys! {
     }
     "Limits" {
         "keep-output": Kind::Size, Is("64M"),
-            "How much of each of stdout and stderr is kept; the rest is dropped, and the action's stderr says so";
+            "How much of each of stdout and stderr is kept, half from its beginning and half from its end; an action that writes more fails";
         "inline-output": Kind::Size, Is("16K"),
             "Up to this size stdout and stderr travel in the result itself, larger ones as blobs";
         "max-input-nodes": Kind::Number(1, u64::MAX), Is("10000000"),
@@ -189,6 +214,18 @@ keys! {
         "limit-processes": Kind::Number(1, 1 << 22), Unset,
             "Processes of an action's user (RLIMIT_NPROC)";
     }
+    "Limits of an action at level full" {
+        "limit-memory": Kind::Amount, Is("80%"),
+            "Memory of all its processes together, files in memory included; a share is of this host's memory. Less may be asked for with the property memory";
+        "limit-cpus": Kind::Cpus, Unset,
+            "Processors' worth of time (2, 1.5). Less may be asked for with the property cpus";
+        "limit-pids": Kind::Number(1, 1 << 22), Is("10000"),
+            "Processes and threads. Less may be asked for with the property pids";
+        "limit-disk": Kind::Amount, Is("50%"),
+            "Bytes that it writes below its root; a share is of the state directory's file system";
+        "limit-disk-nodes": Kind::Number(1, u64::MAX), Is("5000000"),
+            "Files and directories that it makes below its root";
+    }
     "Local CAS" {
         "cas-quota-high": Kind::Amount, Is("50G"),
             "Old blobs are removed when the CAS grows beyond this size or share of the file system";
@@ -202,6 +239,11 @@ keys! {
             "error, warn, info, debug or trace; levels by module are written info,boxwright::cas=debug";
         "log-format": Kind::Choice(&["text", "json"]), Is("text"),
             "text, or json with one object a line; always to stderr. Under journald text has priorities instead of times";
+    }
+    // Tables, which must come last in a file.
+    "Strategies" {
+        "strategy": Kind::Strategies, Unset,
+            "What actions of some platform get instead of the above; the first table that matches counts";
     }
 }
 
@@ -227,6 +269,11 @@ mod tests {
                 Unset | Host(_) => {}
             }
         }
+        assert_eq!(
+            KEYS.last().unwrap().kind,
+            Kind::Strategies,
+            "tables are printed last"
+        );
     }
 
     #[test]

@@ -4,7 +4,9 @@
 use std::fmt::Write;
 
 use super::keys::KEYS;
-use super::settings::Settings;
+use super::settings::{Entry, Layer, Settings};
+use super::strategy::STRATEGY_KEYS;
+use super::value::Value;
 
 /// The column of origins.
 const COLUMN: usize = 48;
@@ -20,6 +22,13 @@ pub fn render(settings: &Settings) -> String {
             let _ = writeln!(text, "{gap}# {group}");
         }
         let _ = match settings.get(key.name) {
+            Some(Entry {
+                value: Value::Strategies(tables),
+                ..
+            }) => {
+                tables.iter().for_each(|table| strategy(&mut text, table));
+                Ok(())
+            }
             Some(entry) => {
                 let setting = format!("{} = {}", key.name, entry.value);
                 writeln!(text, "{setting:COLUMN$} # {}", entry.origin)
@@ -31,4 +40,15 @@ pub fn render(settings: &Settings) -> String {
         };
     }
     text
+}
+
+/// One `[[strategy]]`, its keys in the order in which they are documented.
+fn strategy(text: &mut String, table: &Layer) {
+    let _ = writeln!(text, "[[strategy]]");
+    for key in STRATEGY_KEYS {
+        if let Some(entry) = table.get(key.name) {
+            let setting = format!("{} = {}", key.name, entry.value);
+            let _ = writeln!(text, "{setting:COLUMN$} # {}", entry.origin);
+        }
+    }
 }

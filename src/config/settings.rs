@@ -50,7 +50,10 @@ pub fn environment(
     variables: impl Fn(&str) -> Option<String>,
 ) -> Result<Layer, ConfigError> {
     let mut layer = Layer::new();
-    for key in KEYS.iter().filter(|key| key.is_for(program)) {
+    for key in KEYS
+        .iter()
+        .filter(|key| key.is_for(program) && key.is_flag())
+    {
         let variable = key.variable();
         let Some(text) = variables(&variable) else {
             continue;
@@ -262,6 +265,33 @@ impl Settings {
         }
     }
 
+    /// Thousandths of processors, if any are set.
+    pub fn cpus(&self, key: &'static str) -> Option<u64> {
+        match self.get(key)?.value {
+            Value::Cpus(milli) => Some(milli),
+            _ => None,
+        }
+    }
+
+    /// Whether it is set and true.
+    pub fn flag(&self, key: &'static str) -> bool {
+        matches!(
+            self.get(key),
+            Some(Entry {
+                value: Value::Bool(true),
+                ..
+            })
+        )
+    }
+
+    /// What each `[[strategy]]` table says, in order.
+    pub fn strategies(&self) -> &[Layer] {
+        match self.get("strategy").map(|entry| &entry.value) {
+            Some(Value::Strategies(tables)) => tables,
+            _ => &[],
+        }
+    }
+
     /// A length of time; `None` if none is set or `none` was said.
     pub fn time(&self, key: &'static str) -> Option<Duration> {
         match self.get(key)?.value {
@@ -270,7 +300,7 @@ impl Settings {
         }
     }
 
-    /// A directory, if one is set.
+    /// A directory or file, if one is set.
     pub fn path(&self, key: &'static str) -> Option<PathBuf> {
         match &self.get(key)?.value {
             Value::Path(path) => Some(path.clone()),

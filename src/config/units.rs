@@ -25,6 +25,9 @@ pub enum UnitError {
     /// A length of time without a unit.
     #[error("{0:?} has no unit; write {0}s or {0}ms, for example")]
     NoUnit(String),
+    /// Not a number of processors.
+    #[error("{0:?} is not a number of processors from 0.01 to {MOST_CPUS} (2, 1.5)")]
+    Cpus(String),
     /// Too large to count with.
     #[error("{0:?} is too large")]
     TooLarge(String),
@@ -32,6 +35,9 @@ pub enum UnitError {
     #[error("{0:?} is more than 100%")]
     Percent(String),
 }
+
+/// More than any machine has.
+const MOST_CPUS: u64 = 65_536;
 
 const SIZES: &str = "K, M, G, T, P (or KiB, MiB, ...) count in 1024s, kB, MB, GB, TB, PB in 1000s";
 const TIMES: &str = "ms, s, m, h and d are";
@@ -130,6 +136,29 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
         .filter(|&length| length <= 100 * 365 * 86_400_000)
         .map(Duration::from_millis)
         .ok_or_else(|| UnitError::TooLarge(shorten(text)))
+}
+
+/// Reads a number of processors with up to three decimals, in thousandths; at least a hundredth.
+pub fn parse_cpus(text: &str) -> Result<u64, UnitError> {
+    let wrong = || UnitError::Cpus(shorten(text));
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || fraction.len() > 3 {
+        return Err(wrong());
+    }
+    let whole: u64 = whole.parse().map_err(|_| wrong())?;
+    let fraction: u64 = format!("{fraction:0<3}").parse().map_err(|_| wrong())?;
+    whole
+        .checked_mul(1000)
+        .and_then(|milli| milli.checked_add(fraction))
+        .filter(|milli| (10..=MOST_CPUS * 1000).contains(milli))
+        .ok_or_else(wrong)
+}
+
+/// Thousandths of processors as a number.
+pub fn cpus(milli: u64) -> String {
+    let text = format!("{}.{:03}", milli / 1000, milli % 1000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// A size in the largest unit that shows it exactly.
@@ -250,6 +279,35 @@ mod tests {
         assert_eq!(parse_duration("0"), Ok(Duration::ZERO));
         for text in ["", "5", "s", "1.5s", "5 s", "1w", "99999999d", "1h30m"] {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn processors_have_decimals() {
+        for (text, milli) in [
+            ("2", 2000),
+            ("1.5", 1500),
+            ("0.01", 10),
+            ("0.125", 125),
+            ("64.0", 64_000),
+        ] {
+            assert_eq!(parse_cpus(text), Ok(milli));
+            assert_eq!(parse_cpus(&cpus(milli)), Ok(milli));
+        }
+        for text in [
+            "",
+            "0",
+            ".5",
+            "1.",
+            "1.2345",
+            "-1",
+            "1e3",
+            "0.009",
+            "65537",
+            "99999999999999999999",
+            "٣",
+        ] {
+            assert!(parse_cpus(text).is_err(), "{text}");
         }
     }
 

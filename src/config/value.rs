@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::settings::Layer;
 use super::units::{self, Amount};
 use super::{Endpoint, Listen};
 
@@ -20,8 +21,16 @@ pub enum Kind {
     Number(u64, u64),
     /// A size in bytes.
     Size,
-    /// A size in bytes or a share of the file system.
+    /// A size in bytes or a share of the whole.
     Amount,
+    /// Processors, with decimals.
+    Cpus,
+    /// Yes or no.
+    Bool,
+    /// Some of a few words in an order that counts, each once at most.
+    Words(&'static [&'static str]),
+    /// `[[strategy]]` tables; in a file only.
+    Strategies,
     /// A length of time.
     Time {
         /// The shortest allowed.
@@ -33,6 +42,8 @@ pub enum Kind {
     },
     /// An absolute directory.
     Directory,
+    /// The absolute path of a file.
+    File,
     /// One of a few words.
     Choice(&'static [&'static str]),
     /// What to log: a level, or levels by module.
@@ -54,15 +65,21 @@ pub enum Value {
     Text(String),
     /// Of [`Kind::Number`].
     Number(u64),
+    /// Of [`Kind::Cpus`], in thousandths.
+    Cpus(u64),
+    /// Of [`Kind::Bool`].
+    Bool(bool),
+    /// Of [`Kind::Strategies`]: what each table says.
+    Strategies(Vec<Layer>),
     /// Of [`Kind::Size`] and [`Kind::Amount`].
     Amount(Amount),
     /// Of [`Kind::Time`]; `None` is `none`.
     Time(Option<Duration>),
-    /// Of [`Kind::Directory`].
+    /// Of [`Kind::Directory`] and [`Kind::File`].
     Path(PathBuf),
     /// Of [`Kind::Pairs`].
     Pairs(Vec<(String, String)>),
-    /// Of [`Kind::Names`].
+    /// Of [`Kind::Names`] and [`Kind::Words`].
     Names(Vec<String>),
 }
 
@@ -78,7 +95,11 @@ impl Kind {
             Kind::Number(least, u64::MAX) => format!("a whole number from {least}"),
             Kind::Number(least, most) => format!("a whole number from {least} to {most}"),
             Kind::Size => "a size (512, 64K, 50G, 1TiB)".into(),
-            Kind::Amount => "a size (50G, 1TiB) or a share of the file system (10%)".into(),
+            Kind::Amount => "a size (50G, 1TiB) or a share of the whole (10%)".into(),
+            Kind::Cpus => "a number of processors (2, 1.5)".into(),
+            Kind::Bool => "true or false".into(),
+            Kind::Words(words) => format!("one or more of {}", words.join(", ")),
+            Kind::Strategies => "tables [[strategy]]".into(),
             Kind::Time { least, none, .. } => {
                 let from = match *least {
                     Duration::ZERO => String::new(),
@@ -88,6 +109,7 @@ impl Kind {
                 format!("a length of time{from} (250ms, 30s, 5m, 2h{or})")
             }
             Kind::Directory => "an absolute directory".into(),
+            Kind::File => "the absolute path of a file".into(),
             Kind::Choice(words) => words.join(" or "),
             Kind::LogFilter => {
                 "error, warn, info, debug or trace, or levels by module (info,boxwright::cas=debug)"
@@ -104,11 +126,15 @@ impl Kind {
             Kind::Url => "URL",
             Kind::Listen => "ADDRESS",
             Kind::Text(_) | Kind::Names => "NAME",
-            Kind::Number(..) => "N",
+            Kind::Number(..) | Kind::Cpus => "N",
+            Kind::Bool => "BOOL",
+            Kind::Words(_) => "WORD,...",
+            Kind::Strategies => "TABLES",
             Kind::Size => "SIZE",
             Kind::Amount => "SIZE|PERCENT",
             Kind::Time { .. } => "TIME",
             Kind::Directory => "DIR",
+            Kind::File => "FILE",
             Kind::Choice(_) => "WORD",
             Kind::LogFilter => "LEVEL",
             Kind::Pairs => "KEY=VALUE",
@@ -147,6 +173,22 @@ impl Kind {
             Kind::Amount => units::parse_amount(text)
                 .map(Value::Amount)
                 .map_err(|e| e.to_string()),
+            Kind::Cpus => units::parse_cpus(text)
+                .map(Value::Cpus)
+                .map_err(|e| e.to_string()),
+            Kind::Bool => text.parse().map(Value::Bool).map_err(|_| refused()),
+            Kind::Words(known) => {
+                let words: Vec<&str> = text.split(',').map(str::trim).collect();
+                for (at, word) in words.iter().enumerate() {
+                    if !known.contains(word) {
+                        return Err(format!("{:?} is not {}", shorten(word), self.allowed()));
+                    }
+                    if words[..at].contains(word) {
+                        return Err(format!("{word} is there twice"));
+                    }
+                }
+                Ok(Value::Names(words.into_iter().map(str::to_owned).collect()))
+            }
             Kind::Time { none: true, .. } if text == "none" => Ok(Value::Time(None)),
             Kind::Time { least, .. } => {
                 let length = units::parse_duration(text).map_err(|e| e.to_string())?;
@@ -154,7 +196,7 @@ impl Kind {
                     .then_some(Value::Time(Some(length)))
                     .ok_or_else(refused)
             }
-            Kind::Directory if text.starts_with('/') && !text.contains('\0') => {
+            Kind::Directory | Kind::File if text.starts_with('/') && !text.contains('\0') => {
                 Ok(Value::Path(text.into()))
             }
             Kind::Choice(words) if words.contains(&text) => Ok(Value::Text(text.to_owned())),
@@ -200,6 +242,9 @@ impl fmt::Display for Value {
         let text = |text: &str| toml::Value::from(text).to_string();
         match self {
             Value::Number(number) => write!(f, "{number}"),
+            Value::Cpus(milli) => f.write_str(&text(&units::cpus(*milli))),
+            Value::Bool(yes) => write!(f, "{yes}"),
+            Value::Strategies(tables) => write!(f, "{} tables", tables.len()),
             Value::Url(url) => f.write_str(&text(&url.to_string())),
             Value::Listen(listen) => f.write_str(&text(&listen.to_string())),
             Value::Text(word) => f.write_str(&text(word)),
@@ -249,6 +294,16 @@ mod tests {
             (Kind::Number(1, 64), "+5", "from 1 to 64"),
             (Kind::Directory, "relative", "absolute"),
             (Kind::Choice(&["text", "json"]), "xml", "text or json"),
+            (
+                Kind::Words(&["full", "process"]),
+                "full,none",
+                "one or more of full, process",
+            ),
+            (Kind::Words(&["full", "process"]), "full,full", "twice"),
+            (Kind::Words(&["full", "process"]), "", "one or more"),
+            (Kind::Cpus, "two", "1.5"),
+            (Kind::Bool, "yes", "true or false"),
+            (Kind::Strategies, "x", "[[strategy]]"),
             (Kind::Pairs, "OSFamily", "KEY=VALUE"),
             (Kind::Pairs, "=linux", "KEY=VALUE"),
             (Kind::Pairs, "a=\u{1b}[31m", "control"),

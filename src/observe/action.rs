@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::action::Ending;
 use crate::reapi::Digest;
-use crate::sandbox::Usage;
+use crate::sandbox::{Level, Usage};
 use crate::scheduler::Lease;
 
 /// What is known of an action that has ended. Phases that it did not reach took no time.
@@ -20,6 +20,8 @@ pub struct ActionRecord {
     pub mnemonic: String,
     /// What it belongs to, such as `//main:hello`.
     pub target: String,
+    /// What stood between it and the host; `None` if it did not come that far.
+    pub sandbox: Option<Level>,
     /// How it ended.
     pub ending: Ending,
     /// From the client's request to the lease, as far as the scheduler told.
@@ -57,6 +59,7 @@ impl ActionRecord {
             slot,
             mnemonic: origin.map_or_else(String::new, |origin| shorten(&origin.action_mnemonic)),
             target: origin.map_or_else(String::new, |origin| shorten(&origin.target_id)),
+            sandbox: None,
             ending: Ending::Cancelled,
             queue: queued.and_then(since),
             resolve: Duration::ZERO,
@@ -107,6 +110,7 @@ pub fn action_line(record: &ActionRecord) {
         Ending::OutOfMemory { .. } | Ending::Cancelled | Ending::Preempted => (None, None),
     };
     let ms = |length: Duration| length.as_millis() as u64;
+    let ran = record.usage != Usage::default();
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
@@ -116,12 +120,18 @@ pub fn action_line(record: &ActionRecord) {
                 exit,
                 why,
                 slot = record.slot,
+                sandbox = record.sandbox.map(Level::name),
                 queue_ms = record.queue.map(ms),
                 fetch_ms = ms(record.resolve + record.stage),
                 exec_ms = ms(record.execute),
                 upload_ms = ms(record.publish),
                 total_ms = ms(record.total),
                 cpu_ms = ms(record.usage.user + record.usage.system),
+                peak_kib = record.usage.peak_memory.map(|bytes| bytes / 1024),
+                rss_kib = ran.then_some(record.usage.max_rss / 1024),
+                read_bytes = record.usage.io.map(|io| io.read),
+                written_bytes = record.usage.io.map(|io| io.written),
+                usage_of = ran.then_some(record.usage.source.name()),
                 files_in = record.input_files,
                 bytes_in = record.input_bytes,
                 blobs_out = record.output_blobs,
@@ -147,6 +157,7 @@ mod tests {
     use crate::reapi::DigestFunction;
     use crate::reapi::proto::re;
     use crate::reapi::status::MissingBlob;
+    use crate::sandbox::{Io, UsageSource};
 
     fn lease() -> Lease {
         Lease {
@@ -190,11 +201,24 @@ mod tests {
             Ending::Cancelled,
             Ending::Preempted,
         ];
+        let used = Usage {
+            user: Duration::from_millis(90),
+            system: Duration::from_millis(20),
+            max_rss: 10 << 20,
+            peak_memory: Some(12 << 20),
+            io: Some(Io {
+                read: 0,
+                written: 4_096,
+            }),
+            source: UsageSource::CgroupV2,
+            ..Usage::default()
+        };
         let text = lines(Style::Journal, || {
             for ending in endings {
                 let ran = matches!(ending, Ending::Exited(_));
                 action_line(&ActionRecord {
                     ending,
+                    sandbox: ran.then_some(Level::Full),
                     queue: ran.then_some(Duration::from_millis(12)),
                     stage: Duration::from_millis(3),
                     execute: Duration::from_millis(if ran { 120 } else { 0 }),
@@ -203,6 +227,7 @@ mod tests {
                     input_bytes: 81_920,
                     output_blobs: 1,
                     output_bytes: 4_096,
+                    usage: if ran { used } else { Usage::default() },
                     ..ActionRecord::of(&lease(), 2)
                 });
             }

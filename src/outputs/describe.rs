@@ -63,6 +63,7 @@ pub(super) fn describe(
         result,
         blobs: taken.blobs,
         pins: taken.pins,
+        left_out: found.left_out.clone(),
     })
 }
 

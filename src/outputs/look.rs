@@ -14,7 +14,10 @@ use crate::tree::{self, check_name, quote};
 /// What kind of output is at a path.
 #[derive(Debug)]
 pub(super) enum Thing {
-    File,
+    /// As it was when it was looked at.
+    File(Box<Stat>),
+    /// A file of the tree that the command left alone.
+    Given,
     Directory,
     Symlink(String),
 }
@@ -111,7 +114,7 @@ fn examine_layers(
     Ok(lower
         .and_then(|(tree, directory)| overlay::below(tree, directory, name))
         .map(|node| match node {
-            tree::Node::File(_) => Thing::File,
+            tree::Node::File(_) => Thing::Given,
             tree::Node::Directory(..) => Thing::Directory,
             tree::Node::Symlink(link) => Thing::Symlink(link.target.to_string()),
         }))
@@ -128,7 +131,7 @@ fn examine(
         Err(error) => return Err(unreachable(error, path)),
     };
     Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Thing::File,
+        FileType::RegularFile => Thing::File(Box::new(stat)),
         FileType::Directory => Thing::Directory,
         FileType::Symlink => Thing::Symlink(target(directory, name, path)?),
         _ => return Err(refused(path, special(&stat))),
@@ -154,14 +157,19 @@ pub(super) fn target(
 
 /// Says what a thing is that cannot be an output.
 pub(super) fn special(stat: &Stat) -> String {
-    let what = match FileType::from_raw_mode(stat.st_mode) {
+    let what = what(stat);
+    format!("is {what}: only files, directories and symbolic links can be outputs")
+}
+
+/// What a thing is that REAPI has no node for.
+pub(super) fn what(stat: &Stat) -> &'static str {
+    match FileType::from_raw_mode(stat.st_mode) {
         FileType::Fifo => "a named pipe",
         FileType::Socket => "a socket",
         FileType::CharacterDevice => "a character device",
         FileType::BlockDevice => "a block device",
         _ => "neither",
-    };
-    format!("is {what}: only files, directories and symbolic links can be outputs")
+    }
 }
 
 fn matches_declaration(output: &OutputPath, thing: &Thing) -> Result<(), OutputError> {
@@ -169,7 +177,7 @@ fn matches_declaration(output: &OutputPath, thing: &Thing) -> Result<(), OutputE
         (OutputKind::File, Thing::Directory) => {
             "is a directory, but it is declared as a file (output_files)"
         }
-        (OutputKind::Directory, Thing::File) => {
+        (OutputKind::Directory, Thing::File(_) | Thing::Given) => {
             "is a file, but it is declared as a directory (output_directories)"
         }
         _ => return Ok(()),

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::cas::{CasError, LocalStore};
+use crate::cas::{CasError, Held, LocalStore};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction};
 use crate::tree::{Tree, quote};
@@ -98,6 +98,8 @@ pub struct Collected {
     pub blobs: Vec<Digest>,
     /// Keeps them there.
     pub pins: Vec<crate::cas::Pins>,
+    /// Pipes, sockets and devices that were left out of output directories, each with its path and what it is.
+    pub left_out: Vec<String>,
 }
 
 /// Why outputs were refused or lost.
@@ -143,7 +145,16 @@ pub fn collect(
     store: &Arc<LocalStore>,
     request: &CollectRequest,
 ) -> Result<Collected, OutputError> {
-    let mut walk = walk::Walk::new(store, request)?;
+    collect_and_hold(store, request, &mut Held::nothing())
+}
+
+/// Like [`collect`], and holds the content of small files for their upload.
+pub fn collect_and_hold(
+    store: &Arc<LocalStore>,
+    request: &CollectRequest,
+    held: &mut Held,
+) -> Result<Collected, OutputError> {
+    let mut walk = walk::Walk::new(store, request, held)?;
     let there = look::look(&walk, &request.outputs)?;
     // Directories first, the outer ones first of all: what is below one is then found in its listing.
     let mut nodes = HashMap::with_capacity(there.len());
@@ -155,8 +166,11 @@ pub fn collect(
     for (path, thing) in &there {
         match thing {
             look::Thing::Directory => {}
-            look::Thing::File => {
-                nodes.insert(*path, walk.file(path)?);
+            look::Thing::File(stat) => {
+                nodes.insert(*path, walk.file(path, stat)?);
+            }
+            look::Thing::Given => {
+                nodes.insert(*path, walk.untouched(path)?);
             }
             look::Thing::Symlink(target) => {
                 nodes.insert(*path, walk::Node::Symlink(target.as_str().into()));
@@ -182,10 +196,9 @@ fn refused(path: &str, problem: impl Into<String>) -> OutputError {
 }
 
 fn failed(action: &'static str, path: &str) -> impl FnOnce(Errno) -> OutputError {
-    let path = quote::path(path);
     move |error| OutputError::Disk {
         action,
-        path,
+        path: quote::path(path),
         source: error.into(),
     }
 }

@@ -8,13 +8,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::walk::Found;
-use super::{OutputError, refused};
+use rustix::fs::Stat;
 use tokio_util::sync::CancellationToken;
 
-use crate::cas::{LocalStore, Pins};
+use super::walk::Found;
+use super::{OutputError, refused};
+use crate::cas::{Held, LocalStore, Pins};
 use crate::reapi::{Digest, DigestFunction};
-use crate::tree::{READ_BUFFER, digest_file_unless, quote};
+use crate::tree::{READ_BUFFER, digest_file_unless, quote, read_small};
 
 /// Files that are open at the same time.
 const BATCH: usize = 64;
@@ -27,6 +28,8 @@ pub(super) struct Pending {
     /// Its number in [`Found`].
     pub(super) number: usize,
     pub(super) file: File,
+    /// Of the open file.
+    pub(super) stat: Stat,
     pub(super) directory: Rc<OwnedFd>,
     pub(super) name: Box<str>,
     pub(super) path: Box<str>,
@@ -69,6 +72,7 @@ pub(super) struct Take<'s> {
     pending: Vec<Pending>,
     bytes: u64,
     buffer: Vec<u8>,
+    held: &'s mut Held,
     taken: Taken,
     given: Vec<Digest>,
 }
@@ -78,6 +82,7 @@ impl<'s> Take<'s> {
         store: &'s Arc<LocalStore>,
         function: DigestFunction,
         cancel: CancellationToken,
+        held: &'s mut Held,
     ) -> Self {
         Take {
             store,
@@ -86,9 +91,15 @@ impl<'s> Take<'s> {
             pending: Vec::new(),
             bytes: 0,
             buffer: Vec::new(),
+            held,
             taken: Taken::default(),
             given: Vec::new(),
         }
+    }
+
+    /// Bytes of the largest file that the store can take.
+    pub(super) fn largest(&self) -> u64 {
+        self.store.largest_blob()
     }
 
     pub(super) fn finish(mut self) -> Taken {
@@ -126,7 +137,8 @@ impl<'s> Take<'s> {
                 0 => None,
                 _ => {
                     let executable = found.files[pending.number].executable;
-                    Some(self.store.seal(pending.file.as_fd(), executable)?)
+                    let file = pending.file.as_fd();
+                    Some(self.store.seal_examined(file, pending.stat, executable)?)
                 }
             });
         }
@@ -156,21 +168,11 @@ impl<'s> Take<'s> {
     }
 
     fn hash(&mut self, pending: &[Pending], bytes: u64) -> Result<Vec<Digest>, OutputError> {
-        let files: Vec<&File> = pending.iter().map(|pending| &pending.file).collect();
-        let function = self.function;
-        let results = if bytes > PARALLEL && files.len() > 1 {
-            in_parallel(&files, function, &self.cancel)
+        let results = if bytes > PARALLEL && pending.len() > 1 {
+            let files: Vec<&File> = pending.iter().map(|pending| &pending.file).collect();
+            in_parallel(&files, self.function, &self.cancel)
         } else {
-            let largest = pending.iter().map(|p| p.size).max().unwrap_or(0);
-            let wanted = largest.clamp(4096, READ_BUFFER as u64) as usize;
-            if self.buffer.len() < wanted {
-                self.buffer.resize(wanted, 0);
-            }
-            let (buffer, cancel) = (&mut self.buffer, &self.cancel);
-            files
-                .iter()
-                .map(|file| digest_file_unless(file, function, buffer, || cancel.is_cancelled()))
-                .collect()
+            pending.iter().map(|one| self.hash_one(one)).collect()
         };
         results
             .into_iter()
@@ -186,6 +188,22 @@ impl<'s> Take<'s> {
                 })
             })
             .collect()
+    }
+
+    fn hash_one(&mut self, pending: &Pending) -> std::io::Result<Digest> {
+        let (file, size) = (&pending.file, pending.size);
+        if size <= Held::LARGEST {
+            let content = read_small(file, size, &mut self.buffer)?;
+            let digest = self.function.digest(content);
+            self.held.hold(digest, content);
+            return Ok(digest);
+        }
+        let wanted = size.min(READ_BUFFER as u64) as usize;
+        if self.buffer.len() < wanted {
+            self.buffer.resize(wanted, 0);
+        }
+        let (buffer, cancel) = (&mut self.buffer, &self.cancel);
+        digest_file_unless(file, self.function, buffer, || cancel.is_cancelled())
     }
 }
 

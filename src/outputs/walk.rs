@@ -11,11 +11,11 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
-use super::look::{special, target, unreachable};
+use super::look::{target, unreachable, what};
 use super::take::{Pending, Take, Taken};
 use super::{CollectRequest, OutputError, beyond, failed, join, overlay, refused};
 use crate::beneath::{self, Links};
-use crate::cas::LocalStore;
+use crate::cas::{Held, LocalStore};
 use crate::reapi::Digest;
 use crate::reapi::proto::re;
 use crate::tree::{self, Directory, Properties, Tree, quote};
@@ -33,6 +33,8 @@ pub(super) enum Node {
 pub(super) struct Found {
     pub(super) files: Vec<FoundFile>,
     pub(super) directories: Vec<FoundDirectory>,
+    /// What cannot be in a directory's message, each with what it is.
+    pub(super) left_out: Vec<String>,
 }
 
 pub(super) struct FoundFile {
@@ -84,6 +86,7 @@ impl<'r> Walk<'r> {
     pub(super) fn new(
         store: &'r Arc<LocalStore>,
         request: &'r CollectRequest,
+        held: &'r mut Held,
     ) -> Result<Self, OutputError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, &request.root, flags, Mode::empty())
@@ -95,7 +98,7 @@ impl<'r> Walk<'r> {
             found: Found::default(),
             listed: BTreeMap::new(),
             linked: HashMap::new(),
-            take: Take::new(store, request.function, request.cancel.clone()),
+            take: Take::new(store, request.function, request.cancel.clone(), held),
             nodes: 0,
             bytes: 0,
             want_mtime: wants("mtime"),
@@ -151,13 +154,10 @@ impl<'r> Walk<'r> {
         Ok(Node::Directory(number))
     }
 
-    /// The file at `path`.
-    pub(super) fn file(&mut self, path: &str) -> Result<Node, OutputError> {
+    /// The file at `path`, which was looked at.
+    pub(super) fn file(&mut self, path: &str, stat: &Stat) -> Result<Node, OutputError> {
         if let Some(node) = self.known(path) {
             return Ok(node);
-        }
-        if let Some(file) = self.untouched(path)? {
-            return self.given_file(path, file);
         }
         self.count(path)?;
         let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
@@ -176,29 +176,26 @@ impl<'r> Walk<'r> {
                 fd
             }
         };
-        let stat = rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed("look at", path))?;
-        self.take_file(&directory, name, path, &stat)
+        self.take_file(&directory, name, path, stat)
     }
 
-    /// The file of the tree at `path`, where one is to be found, if the upper layer has nothing there.
-    fn untouched(&self, path: &str) -> Result<Option<&'r tree::File>, OutputError> {
-        let Some(tree) = self.tree() else {
-            return Ok(None);
-        };
-        let flags = OFlags::PATH | OFlags::NOFOLLOW;
-        match beneath::open(&self.root, path, flags, Links::Refused) {
-            Ok(_) => Ok(None),
-            Err(Errno::NOENT) => Ok(match tree.lookup(path) {
-                Some(tree::Node::File(file)) => Some(file),
-                _ => None,
-            }),
-            Err(error) => Err(unreachable(error, path)),
+    /// The file at `path`, which is the tree's.
+    pub(super) fn untouched(&mut self, path: &str) -> Result<Node, OutputError> {
+        if let Some(node) = self.known(path) {
+            return Ok(node);
+        }
+        match self.tree().and_then(|tree| tree.lookup(path)) {
+            Some(tree::Node::File(file)) => self.given_file(path, file),
+            // It was found in the tree when it was looked for.
+            _ => Err(unreachable(Errno::NOENT, path)),
         }
     }
 
     /// What a listing says of `path`, if one covers it.
     fn known(&self, path: &str) -> Option<Node> {
+        if self.listed.is_empty() {
+            return None;
+        }
         let cuts = [0, path.len()]
             .into_iter()
             .chain(path.match_indices('/').map(|(at, _)| at));
@@ -293,7 +290,12 @@ impl<'r> Walk<'r> {
                 let merged = lower.and_then(|lower| lower.subdirectory(name));
                 self.descend(above, path, Some(id(&stat)), merged, queue)?
             }
-            _ => return Err(refused(&path, special(&stat))),
+            // REAPI has no node for it. Builds leave such things in their directories, and mean nothing by it.
+            _ => {
+                let left_out = format!("{} ({})", quote::path(&path), what(&stat));
+                self.found.left_out.push(left_out);
+                return Ok((name.into(), None));
+            }
         };
         Ok((name.into(), Some(node)))
     }
@@ -375,7 +377,7 @@ impl<'r> Walk<'r> {
         self.count(path)?;
         self.weigh(path, file.digest.size())?;
         let number = self.found.files.len();
-        let mode = if file.executable { 0o555 } else { 0o444 };
+        let mode = tree::file_mode(file.executable);
         self.found.files.push(FoundFile {
             digest: file.digest,
             executable: file.executable,
@@ -420,7 +422,15 @@ impl<'r> Walk<'r> {
         }
         let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
         self.weigh(path, size)?;
-        let file = open_file(directory, name, path, stat)?;
+        // Before it is hashed, which takes as long as it is large.
+        let most = self.take.largest();
+        if size > most {
+            let problem = format!(
+                "has {size} bytes, which is more than the {most} that fit into the CAS of this worker (cas-quota-high)"
+            );
+            return Err(beyond(path, problem));
+        }
+        let (file, opened) = open_file(directory, name, path, stat)?;
         let number = self.found.files.len();
         if stat.st_nlink > 1 {
             self.linked.insert(id(stat), number);
@@ -433,6 +443,7 @@ impl<'r> Walk<'r> {
         let pending = Pending {
             number,
             file,
+            stat: opened,
             directory: directory.clone(),
             name: name.into(),
             path: path.into(),
@@ -495,15 +506,21 @@ impl<'r> Walk<'r> {
     }
 }
 
-/// Opens a file that was just looked at, and makes sure that it is the same one.
+/// Opens a file that was just looked at, and makes sure that it is the same one; gives what it is now.
 fn open_file(
     directory: &OwnedFd,
     name: &str,
     path: &str,
     looked_at: &Stat,
-) -> Result<File, OutputError> {
+) -> Result<(File, Stat), OutputError> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = beneath::entry(directory, name, flags)
+    // The time of the last access would be written to the journal, for each file that is hashed.
+    let file = beneath::entry(directory, name, flags | OFlags::NOATIME)
+        .or_else(|error| match error {
+            // For the owner and root only.
+            Errno::PERM => beneath::entry(directory, name, flags),
+            error => Err(error),
+        })
         .or_else(|error| match error {
             Errno::ACCESS => {
                 let found = beneath::entry(directory, name, OFlags::PATH | OFlags::NOFOLLOW)?;
@@ -519,7 +536,7 @@ fn open_file(
     {
         return Err(refused(path, "changed while it was collected"));
     }
-    Ok(file.into())
+    Ok((file.into(), stat))
 }
 
 /// Makes a directory of ours usable again that the command made read-only: files are moved out of it.

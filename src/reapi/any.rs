@@ -16,6 +16,7 @@ macro_rules! named {
 }
 
 named! {
+    super::proto::boxwright::CommandUsage = "boxwright.CommandUsage",
     super::proto::re::Action = "build.bazel.remote.execution.v2.Action",
     super::proto::re::ActionResult = "build.bazel.remote.execution.v2.ActionResult",
     super::proto::re::Digest = "build.bazel.remote.execution.v2.Digest",
@@ -24,6 +25,7 @@ named! {
     super::proto::buildbox::ExecutionStatistics = "build.buildbox.ExecutionStatistics",
     super::proto::rpc::PreconditionFailure = "google.rpc.PreconditionFailure",
     super::proto::rpc::RetryInfo = "google.rpc.RetryInfo",
+    prost_types::Struct = "google.protobuf.Struct",
 }
 
 /// Packs `message` under `type.googleapis.com/NAME`.

@@ -202,11 +202,19 @@ impl Digest {
     /// the empty blob only.
     pub fn parse(function: DigestFunction, hash: &str, size: i64) -> Result<Self, DigestError> {
         let bad = || DigestError::Hash(shorten(hash), function.name());
-        if hash.len() != 64 || hash.bytes().any(|b| b.is_ascii_uppercase()) {
+        if hash.len() != 64 {
             return Err(bad());
         }
+        let digit = |c: u8| match c {
+            b'0'..=b'9' => Some(c - b'0'),
+            b'a'..=b'f' => Some(c - b'a' + 10),
+            _ => None,
+        };
         let mut bytes = [0; 32];
-        hex::decode_to_slice(hash, &mut bytes).map_err(|_| bad())?;
+        for (byte, pair) in bytes.iter_mut().zip(hash.as_bytes().chunks_exact(2)) {
+            let (high, low) = digit(pair[0]).zip(digit(pair[1])).ok_or_else(bad)?;
+            *byte = high << 4 | low;
+        }
         let size = u64::try_from(size).map_err(|_| DigestError::Size(size, shorten(hash)))?;
         if size == 0 && bytes != function.empty_hash() {
             return Err(DigestError::NotEmpty(hash.to_owned(), function.name()));
@@ -258,7 +266,13 @@ impl Digest {
 
     /// The hash in lowercase hexadecimal digits.
     pub fn hash_hex(self) -> String {
-        hex::encode(self.hash)
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = String::with_capacity(64);
+        for byte in self.hash {
+            text.push(DIGITS[usize::from(byte >> 4)].into());
+            text.push(DIGITS[usize::from(byte & 15)].into());
+        }
+        text
     }
 }
 

@@ -1,6 +1,11 @@
 //! The generated message and service types, in the module tree that their packages name.
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 
+/// What has no place in the standards.
+pub mod boxwright {
+    tonic::include_proto!("boxwright");
+}
+
 /// `build.*`: the Remote Execution API and BuildBox's usage statistics.
 pub mod build {
     pub mod bazel {

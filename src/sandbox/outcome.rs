@@ -34,7 +34,7 @@ pub enum End {
     LimitExceeded(String),
 }
 
-/// One output stream.
+/// One output stream; without its middle if it was too long.
 #[derive(Debug)]
 pub enum Captured {
     /// All of it.
@@ -153,10 +153,10 @@ pub struct Outcome {
     pub finished: SystemTime,
     /// Its standard output.
     pub stdout: Captured,
-    /// Bytes of standard output beyond the limit, which were dropped.
+    /// Bytes of standard output that were left out, as they were beyond the limit.
     pub stdout_dropped: u64,
     /// Its standard error.
     pub stderr: Captured,
-    /// Bytes of standard error beyond the limit, which were dropped.
+    /// Bytes of standard error that were left out, as they were beyond the limit.
     pub stderr_dropped: u64,
 }

@@ -18,6 +18,8 @@ pub struct CommandSpec {
     pub env: Vec<(OsString, OsString)>,
     /// The input root on the host; absolute.
     pub root: PathBuf,
+    /// What is in the input root before the command starts.
+    pub inputs: Inputs,
     /// The working directory, relative to `root` and within it.
     pub cwd: PathBuf,
     /// How long the command may run; `None` is for ever.
@@ -80,6 +82,15 @@ pub struct Limits {
     pub disk_nodes: Option<u64>,
 }
 
+/// What an input root holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inputs {
+    /// Bytes in its files.
+    pub bytes: u64,
+    /// Its files, directories and links.
+    pub nodes: u64,
+}
+
 /// What a command sees of the world.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
@@ -91,8 +102,10 @@ pub struct View {
     pub user: Identity,
     /// The name of the sandbox profile.
     pub profile: Arc<str>,
-    /// Directories of the input root that stay read-only, relative to it.
+    /// Directories of the input root that stay read-only with all below them, relative to it; the root itself is the empty path.
     pub read_only: Vec<PathBuf>,
+    /// Directories below those that are writable again with all below them. What is nearest above a path counts.
+    pub writable: Vec<PathBuf>,
 }
 
 impl Default for View {
@@ -103,6 +116,7 @@ impl Default for View {
             user: Identity::default(),
             profile: DEFAULT_PROFILE.into(),
             read_only: Vec::new(),
+            writable: Vec::new(),
         }
     }
 }
@@ -118,6 +132,23 @@ pub enum RootShape {
     Host,
     /// It is the root: the command sees no file of the host.
     Input,
+}
+
+impl RootShape {
+    /// The name in configuration and platform properties.
+    pub fn name(self) -> &'static str {
+        match self {
+            RootShape::Host => "host",
+            RootShape::Input => "input",
+        }
+    }
+
+    /// The shape of this name.
+    pub fn named(name: &str) -> Option<RootShape> {
+        [RootShape::Host, RootShape::Input]
+            .into_iter()
+            .find(|shape| shape.name() == name)
+    }
 }
 
 /// A user and a group, as the command sees them.
@@ -143,7 +174,8 @@ impl Default for Identity {
 pub struct StreamSpec {
     /// Bytes kept in memory; beyond, the stream goes to a file in `spill_dir`.
     pub memory: usize,
-    /// Bytes kept at all; what comes after is read and dropped, and counted.
+    /// Bytes kept at all: half of them from the beginning, half from the end, and between them a line that says how many
+    /// are left out.
     pub keep: u64,
     /// Where the file goes: a directory on the local store's file system.
     pub spill_dir: PathBuf,

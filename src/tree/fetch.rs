@@ -280,15 +280,15 @@ fn too_many(root: Digest, limits: TreeLimits) -> TreeError {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Size {
-    nodes: u64,
-    bytes: u64,
+pub(super) struct Size {
+    pub(super) nodes: u64,
+    pub(super) bytes: u64,
 }
 
 /// Counts paths and bytes with repetition, each distinct directory once: a tree of 2^60 paths is refused as fast as
 /// one of 60. The path that is being looked at is never longer than the bound on depth, so that even
 /// a cycle, which needs a broken hash function, would end here.
-fn measure(
+pub(super) fn measure(
     directories: &HashMap<Digest, Arc<Directory>>,
     root: Digest,
     limits: TreeLimits,

@@ -15,6 +15,29 @@ pub fn digest_file(file: &File, function: DigestFunction, buffer: &mut [u8]) -> 
     digest_file_unless(file, function, buffer, || false)
 }
 
+/// Reads a file that should have `size` bytes from its beginning to its end, with one system call if that is so; returns what it
+/// has, of which more than `size` bytes are not all there. `buffer` is enlarged as needed.
+pub fn read_small<'b>(mut file: &File, size: u64, buffer: &'b mut Vec<u8>) -> io::Result<&'b [u8]> {
+    let size = size as usize;
+    if buffer.len() <= size {
+        buffer.resize(size + 1, 0);
+    }
+    let mut got = 0;
+    loop {
+        // One byte more than there should be: that it does not come is the end.
+        match file.read(&mut buffer[got..=size]) {
+            Ok(0) => break,
+            Ok(read) => got += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        if got >= size {
+            break;
+        }
+    }
+    Ok(&buffer[..got])
+}
+
 /// Like [`digest_file`], but asks before each read whether to stop, which is then an error of kind
 /// [`io::ErrorKind::Other`]: a sparse file of some hundred gigabytes takes minutes.
 pub fn digest_file_unless(

@@ -1,20 +1,21 @@
 //! One worker without a scheduler: a store, staged inputs, the process sandbox and a runner, and
 //! short ways of putting an action together.
-#![allow(dead_code)]
+#![allow(dead_code)] // each test file uses its own part
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boxwright::action::{Finished, Runner, RunnerParts, Settings};
+use boxwright::action::{Finished, Runner, RunnerParts, Settings, Strategies};
 use boxwright::cas::{BlobSource, Cas, LocalStore, StoreConfig};
 use boxwright::inputs::InputRoots;
 use boxwright::inputs::fuse::{FuseRoots, private_mounts};
 use boxwright::inputs::staged::Staged;
 use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
-use boxwright::sandbox::process::{Launchers, ProcessSandbox};
+use boxwright::sandbox::process::ProcessSandbox;
+use boxwright::sandbox::{Launchers, Level, Sandbox, Sandboxes};
 use boxwright::scheduler::Lease;
 use boxwright::tree::TreeStore;
 use prost::Message;
@@ -38,20 +39,35 @@ pub(crate) fn settings(scratch: std::path::PathBuf) -> Settings {
         grace: Duration::from_millis(300),
         keep_output: 1 << 20,
         inline_output: 1024,
-        limits: Default::default(),
+        strategies: Strategies::at(&[Level::Process]),
         platform: vec![("OSFamily".into(), "linux".into())],
         ignored_properties: Vec::new(),
         scratch,
     }
 }
 
+fn process() -> Arc<dyn Sandbox> {
+    let launchers =
+        Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), Level::Process, 1).unwrap();
+    Arc::new(ProcessSandbox::new(launchers, 0x7000_0000).unwrap())
+}
+
+fn staged(cas: &Cas, dir: &Path) -> Arc<dyn InputRoots> {
+    Arc::new(Staged::new(cas.clone(), dir.to_owned()).unwrap())
+}
+
 impl Bench {
     /// `change` may alter the settings.
     pub(crate) fn new(change: impl FnOnce(&mut Settings)) -> Self {
-        let inputs = |cas: &Cas, dir: &Path| -> Arc<dyn InputRoots> {
-            Arc::new(Staged::new(cas.clone(), dir.to_owned()).unwrap())
-        };
-        Self::with(inputs, None, change)
+        Bench::with_remote(None, change)
+    }
+
+    /// What is not local comes from `remote`, and outputs go there.
+    pub(crate) fn with_remote(
+        remote: Option<Arc<dyn BlobSource>>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
+        Bench::with_all(process(), staged, remote, change)
     }
 
     /// The same with inputs on the file system, and a place that blobs come from. `None`, and said so, where that cannot be.
@@ -70,7 +86,7 @@ impl Bench {
     ) -> Option<Self> {
         let possible = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
         if !possible {
-            eprintln!("SKIPPED: needs root and /dev/fuse");
+            println!("SKIPPED: needs root and /dev/fuse");
             return None;
         }
         // Of this thread and those that it starts: the launchers and the runtime's. That must have but one thread so far.
@@ -81,12 +97,18 @@ impl Bench {
             }
             Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
         };
-        Some(Self::with(inputs, source, change))
+        Some(Bench::with_all(process(), inputs, source, change))
     }
 
-    fn with(
+    /// With a sandbox of another kind.
+    pub(crate) fn with(sandbox: Arc<dyn Sandbox>, change: impl FnOnce(&mut Settings)) -> Self {
+        Bench::with_all(sandbox, staged, None, change)
+    }
+
+    fn with_all(
+        sandbox: Arc<dyn Sandbox>,
         inputs: impl FnOnce(&Cas, &Path) -> Arc<dyn InputRoots>,
-        source: Option<Arc<dyn BlobSource>>,
+        remote: Option<Arc<dyn BlobSource>>,
         change: impl FnOnce(&mut Settings),
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -99,14 +121,23 @@ impl Bench {
             free_floor: 0,
         })
         .unwrap();
-        let cas = Cas::new(store.clone(), source);
-        let launchers = Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), 1).unwrap();
+        let cas = Cas::new(store.clone(), remote);
         let mut settings = settings(store.scratch().to_owned());
+        settings.strategies = Strategies::at(&[sandbox.level()]);
         change(&mut settings);
         let runner = Runner::new(RunnerParts {
             trees: Arc::new(TreeStore::new(1 << 20)),
             inputs: inputs(&cas, &dir.path().join("stage")),
-            sandbox: Arc::new(ProcessSandbox::new(launchers, 0x7000_0000).unwrap()),
+            sandboxes: match sandbox.level() {
+                Level::Full => Sandboxes {
+                    full: Some(sandbox),
+                    ..Sandboxes::default()
+                },
+                Level::Process => Sandboxes {
+                    process: Some(sandbox),
+                    ..Sandboxes::default()
+                },
+            },
             cas,
             settings,
             worker_name: "bench".into(),

@@ -62,9 +62,9 @@ fn give(path: &Path) {
         }
     } else if metadata.is_file() {
         let mode = if metadata.permissions().mode() & 0o100 != 0 {
-            0o555
+            0o755
         } else {
-            0o444
+            0o644
         };
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     }

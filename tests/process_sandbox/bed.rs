@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use boxwright::sandbox::process::{Launchers, ProcessSandbox};
 use boxwright::sandbox::{
     Captured, CommandSpec, Limits, Outcome, Sandbox, SandboxError, StreamSpec,
 };
+use boxwright::sandbox::{Launchers, Level, process::ProcessSandbox};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -68,7 +68,8 @@ impl Bed {
 
     /// The input root belongs to slot 0.
     pub(crate) fn with_slots(slots: usize) -> Bed {
-        let launchers = Launchers::start_from(launcher_executable(), slots).unwrap();
+        let launchers =
+            Launchers::start_from(launcher_executable(), Level::Process, slots).unwrap();
         let first_id = unused_id();
         for _ in 1..slots {
             unused_id();
@@ -83,6 +84,21 @@ impl Bed {
 
     pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("root")
+    }
+
+    /// The user that commands believe to be; `None` for the daemon's own.
+    pub(crate) fn user(&self) -> Option<u32> {
+        self.sandbox.owner(0).map(|owner| owner.uid)
+    }
+
+    /// The process id here of what a command calls by this number.
+    pub(crate) fn outside(&self, pid: &str) -> String {
+        pid.to_owned()
+    }
+
+    /// The root as its commands see it.
+    pub(crate) fn inside(&self) -> PathBuf {
+        self.root().canonicalize().unwrap()
     }
 
     pub(crate) fn spill(&self) -> PathBuf {
@@ -122,6 +138,7 @@ impl Bed {
             argv: argv.into_iter().map(Into::into).collect(),
             env: vec![("PATH".into(), PATH.into())],
             root: self.root(),
+            inputs: Default::default(),
             cwd: PathBuf::new(),
             exempt: Default::default(),
             timeout: None,

@@ -74,7 +74,7 @@ async fn the_working_directory_is_beneath_the_root() {
     symlink("a/b", bed.root().join("inner")).unwrap();
     symlink("/etc", bed.root().join("outer")).unwrap();
     symlink("../../..", bed.root().join("above")).unwrap();
-    let root = bed.root().canonicalize().unwrap();
+    let root = bed.inside();
     for (cwd, real) in [
         ("", ""),
         ("a", "a"),
@@ -191,7 +191,7 @@ async fn what_cannot_be_started_is_explained() {
     bed.file("empty", "", 0o755);
     bed.file("nointerpreter", "#!/no/such/interpreter\n", 0o755);
     symlink("loop", bed.root().join("loop")).unwrap();
-    let unexecutable = match bed_user(&bed) {
+    let unexecutable = match bed.user() {
         Some(uid) => format!("\"./plain\" is not executable for uid {uid}"),
         None => "\"./plain\" is not executable".into(),
     };
@@ -240,11 +240,6 @@ async fn what_cannot_be_started_is_explained() {
     );
 }
 
-fn bed_user(bed: &Bed) -> Option<u32> {
-    use boxwright::sandbox::Sandbox;
-    bed.sandbox.owner(0).map(|owner| owner.uid)
-}
-
 #[tokio::test]
 async fn it_is_the_slots_user_who_must_be_allowed_to_execute() {
     if !is_root() {
@@ -254,7 +249,7 @@ async fn it_is_the_slots_user_who_must_be_allowed_to_execute() {
     let bed = Bed::new();
     bed.file("theirs", "#!/bin/sh\n", 0o700);
     std::os::unix::fs::chown(bed.root().join("theirs"), Some(0), Some(0)).unwrap();
-    let uid = bed_user(&bed).unwrap();
+    let uid = bed.user().unwrap();
     assert_eq!(
         bed.run(bed.spec(["./theirs"])).await.end,
         not_started(

@@ -237,8 +237,8 @@ fn a_launcher_started_by_hand_says_so() {
 #[test]
 fn a_launcher_that_is_sent_nonsense_says_so_and_ends() {
     use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
-    let exact = [&1_u64.to_le_bytes()[..], &[0xff; 64]].concat();
-    for nonsense in [&b"x"[..], &exact, &[0; 72], &[7; 100_000]] {
+    let exact = [&1_u64.to_le_bytes()[..], &[0xff; 68]].concat();
+    for nonsense in [&b"x"[..], &exact, &[0; 76], &[7; 100_000]] {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -267,9 +267,10 @@ async fn a_root_daemon_has_no_slot_for_uid_0() {
         println!("SKIPPED: not root");
         return;
     }
-    use boxwright::sandbox::process::{Launchers, ProcessSandbox};
+    use boxwright::sandbox::{Launchers, Level, process::ProcessSandbox};
     for first_uid in [0, u32::MAX, u32::MAX - 1] {
-        let launchers = Launchers::start_from(super::bed::launcher_executable(), 2).unwrap();
+        let launchers =
+            Launchers::start_from(super::bed::launcher_executable(), Level::Process, 2).unwrap();
         let error = ProcessSandbox::new(launchers, first_uid).unwrap_err();
         assert!(error.to_string().contains("not a range"), "{error}");
     }

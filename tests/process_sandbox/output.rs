@@ -47,7 +47,10 @@ async fn output_beyond_the_cap_is_counted_and_still_seen_live() {
     let outcome = bed.run(spec).await;
     assert_eq!(outcome.end, End::Exited(0));
     assert_eq!(outcome.stderr_dropped, 7 * MIB);
-    assert_eq!(text(&outcome.stderr).len() as u64, 3 * MIB);
+    let line = format!("\n[boxwright: {} bytes are left out here]\n", 7 * MIB);
+    let kept = text(&outcome.stderr);
+    assert_eq!(kept.len() as u64, 3 * MIB + line.len() as u64);
+    assert_eq!(kept.find(&line), Some(3 * MIB as usize / 2));
     let mut live = 0;
     while let Some(piece) = receive.recv().await {
         live += piece.len() as u64;
@@ -85,7 +88,7 @@ async fn a_stranger_that_keeps_the_output_open_does_not_hold_the_worker_up() {
     spec.stdout.live = Some(send);
     let (outcome, stranger) = tokio::join!(bed.run(spec), async {
         let piece = receive.recv().await.unwrap();
-        let pid = std::str::from_utf8(&piece).unwrap().trim();
+        let pid = bed.outside(std::str::from_utf8(&piece).unwrap().trim());
         let stranger = std::fs::File::options()
             .write(true)
             .open(format!("/proc/{pid}/fd/1"))

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::flights::{Landing, Plan};
 use super::{Shared, Wanted, blocking};
 use crate::cas::pack::{GROUP_BYTES, pack};
+use crate::cas::remote::Behalf;
 use crate::cas::{BlobSource, CasError};
 use crate::reapi::Digest;
 
@@ -223,13 +224,13 @@ async fn stream_once(
     // Dropped with this future: the thread notices and ends.
     let _guard = abandoned.clone().drop_guard();
     let (local, source) = (shared.local.clone(), source.clone());
-    let runtime = Handle::current();
+    let (runtime, behalf) = (Handle::current(), Behalf::current());
     blocking("fetch", move || {
         let mut writer = local.writer(wanted.digest, wanted.executable)?;
         let mut sink = |chunk: Bytes| writer.write(&chunk);
         runtime.block_on(async {
             tokio::select! {
-                result = source.read_stream(wanted.digest, &mut sink) => result,
+                result = behalf.pass_on(source.read_stream(wanted.digest, &mut sink)) => result,
                 () = abandoned.cancelled() => Err(CasError::Disk {
                     action: "fetch",
                     object: format!("blob {}", wanted.digest),

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::cas::CasError;
+use crate::cas::remote::Behalf;
 use crate::reapi::Digest;
 
 /// How a flight ended.
@@ -201,10 +202,10 @@ impl Flights {
                 flights: self.clone(),
                 flight: flight.clone(),
             };
-            let task = tokio::spawn(async move {
+            let task = tokio::spawn(Behalf::current().pass_on(async move {
                 let landing = work.await;
                 controller.land(landing);
-            });
+            }));
             // Set once, here, while the seat just taken keeps the flight in the air.
             let _ = flight.task.set(task.abort_handle());
         }

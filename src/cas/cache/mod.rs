@@ -18,6 +18,7 @@
 
 mod download;
 mod flights;
+mod held;
 mod publish;
 mod recent;
 
@@ -32,6 +33,8 @@ use crate::reapi::Digest;
 
 use flights::Flights;
 use recent::Recent;
+
+pub use held::Held;
 
 /// Groups of small blobs that are on their way down at the same time, over all actions; each is at
 /// most 2 MiB.
@@ -67,6 +70,8 @@ struct Shared {
     /// Blobs on their way to memory.
     to_memory: Flights,
     recent: Recent,
+    /// Bytes of blobs that may be held for their upload.
+    held: Arc<Semaphore>,
     groups_down: Arc<Semaphore>,
     groups_up: Arc<Semaphore>,
     streams_down: Arc<Semaphore>,
@@ -89,6 +94,7 @@ impl Cas {
                 to_disk: Flights::default(),
                 to_memory: Flights::default(),
                 recent: Recent::default(),
+                held: Arc::new(Semaphore::new(held::ROOM)),
                 groups_down: Arc::new(Semaphore::new(GROUPS_DOWN)),
                 groups_up: Arc::new(Semaphore::new(GROUPS_UP)),
                 streams_down: Arc::new(Semaphore::new(STREAMS)),
@@ -223,9 +229,22 @@ impl Cas {
         Ok(pins)
     }
 
+    /// For the content of local blobs that will be published; holds nothing if there is no source to send it to.
+    pub fn hold(&self) -> Held {
+        match self.source {
+            Some(_) => Held::within(&self.shared.held),
+            None => Held::nothing(),
+        }
+    }
+
     /// Uploads those of these local blobs that the remote lacks. Blobs that neither has are named, all of
     /// them. Without a source, says whether they are all here.
     pub async fn publish(&self, digests: &[Digest]) -> Result<(), CasError> {
+        self.publish_held(digests, &Held::nothing()).await
+    }
+
+    /// Like `publish`, but what is held need not be read. It must be what the digests say: it is not verified again.
+    pub async fn publish_held(&self, digests: &[Digest], held: &Held) -> Result<(), CasError> {
         let mut seen = HashSet::with_capacity(digests.len());
         let digests: Vec<Digest> = digests
             .iter()
@@ -237,7 +256,7 @@ impl Cas {
         }
         let (_pins, not_here) = self.pin_and_lookup(digests.clone()).await?;
         match &self.source {
-            Some(source) => publish::publish(&self.shared, source, digests, not_here).await,
+            Some(source) => publish::publish(&self.shared, source, digests, not_here, held).await,
             None if not_here.is_empty() => Ok(()),
             None => Err(CasError::Missing(not_here)),
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use super::{Shared, blocking};
+use super::{Held, Shared, blocking};
 use crate::cas::pack::{GROUP_BYTES, pack};
 use crate::cas::{BlobSource, CasError};
 use crate::reapi::Digest;
@@ -19,6 +19,7 @@ pub(super) async fn publish(
     source: &Arc<dyn BlobSource>,
     digests: Vec<Digest>,
     not_here: Vec<Digest>,
+    held: &Held,
 ) -> Result<(), CasError> {
     let lacking = source.find_missing(&digests).await?;
     let not_here: HashSet<Digest> = not_here.into_iter().collect();
@@ -35,7 +36,7 @@ pub(super) async fn publish(
         .partition(|d| d.size() <= source.batch_limit());
     let groups: FuturesUnordered<_> = pack(small, GROUP_BYTES, |d| *d)
         .into_iter()
-        .map(|group| upload_group(shared, source, group))
+        .map(|group| upload_group(shared, source, group, held))
         .collect();
     let streams: FuturesUnordered<_> = large
         .into_iter()
@@ -59,25 +60,35 @@ async fn upload_group(
     shared: &Arc<Shared>,
     source: &Arc<dyn BlobSource>,
     group: Vec<Digest>,
+    held: &Held,
 ) -> Result<(), CasError> {
     // The semaphores are never closed.
     let _permit = shared.groups_up.acquire().await;
-    let local = shared.local.clone();
-    let blobs = blocking("read", move || {
-        let mut blobs = Vec::with_capacity(group.len());
-        let mut gone = Vec::new();
-        for digest in group {
-            match local.read(digest, digest.size())? {
-                Some(bytes) => blobs.push((digest, bytes)),
-                None => gone.push(digest),
+    let mut blobs = Vec::with_capacity(group.len());
+    let mut on_disk = Vec::new();
+    for digest in group {
+        match held.get(digest) {
+            Some(bytes) => blobs.push((digest, bytes)),
+            None => on_disk.push(digest),
+        }
+    }
+    if !on_disk.is_empty() {
+        let local = shared.local.clone();
+        blobs = blocking("read", move || {
+            let mut gone = Vec::new();
+            for digest in on_disk {
+                match local.read(digest, digest.size())? {
+                    Some(bytes) => blobs.push((digest, bytes)),
+                    None => gone.push(digest),
+                }
             }
-        }
-        match gone.is_empty() {
-            true => Ok(blobs),
-            false => Err(CasError::Missing(gone)),
-        }
-    })
-    .await?;
+            match gone.is_empty() {
+                true => Ok(blobs),
+                false => Err(CasError::Missing(gone)),
+            }
+        })
+        .await?;
+    }
     source.write_batch(blobs).await
 }
 

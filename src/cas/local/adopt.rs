@@ -79,6 +79,16 @@ impl LocalStore {
     /// become those of a blob, if it is a file that a rename could bring here.
     pub fn seal(&self, file: BorrowedFd<'_>, executable: bool) -> Result<Sealed, CasError> {
         let stat = rustix::fs::fstat(file).map_err(|e| disk("examine", "an output", e))?;
+        self.seal_examined(file, stat, executable)
+    }
+
+    /// Like [`LocalStore::seal`], for who has just asked for the file's `stat`.
+    pub fn seal_examined(
+        &self,
+        file: BorrowedFd<'_>,
+        stat: Stat,
+        executable: bool,
+    ) -> Result<Sealed, CasError> {
         let ours = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
             && stat.st_nlink == 1
             && stat.st_dev == self.layout.device

@@ -1,13 +1,14 @@
 //! Whether anybody has a file open for writing, as the kernel knows: it grants a read lease only
 //! while there is no writer, be it a descriptor, one passed over a socket, or a shared mapping.
+//!
+//! The lease is kept until the descriptor is closed. Until then somebody who opens the file for writing waits, and that can only
+//! be somebody whom permissions do not bind.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Once;
 
 use rustix::io::Errno;
-
-/// Linux's number for it, which the libc crate lacks.
-const F_SETSIG: libc::c_int = 10;
 
 /// What the kernel says of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,22 +19,28 @@ pub(super) enum Writers {
     Unknown,
 }
 
-/// `file` is open for reading only. Three system calls.
+/// `file` is open for reading only, and soon closed. One system call: it is made for each output.
 pub(super) fn writers(file: BorrowedFd<'_>) -> Writers {
-    // While the lease is held, an open for writing sends its holder a signal: SIGIO would end the
-    // process; SIGURG does nothing to one that does not ask for it.
-    if fcntl(file, F_SETSIG, libc::SIGURG).is_err() {
-        return Writers::Unknown;
-    }
+    bear_the_signal();
     match fcntl(file, libc::F_SETLEASE, libc::F_RDLCK) {
-        Ok(()) => {
-            // Given back at once: once nobody else may open the file for writing, no writer can come.
-            let _ = fcntl(file, libc::F_SETLEASE, libc::F_UNLCK);
-            Writers::None
-        }
+        Ok(()) => Writers::None,
         Err(Errno::AGAIN) => Writers::Some,
         Err(_) => Writers::Unknown,
     }
+}
+
+/// While a lease is held, an open for writing sends its holder SIGIO, which ends a process that has made no arrangements.
+fn bear_the_signal() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: ignoring a signal installs no handler; one that somebody else has installed is put back.
+        unsafe {
+            let before = libc::signal(libc::SIGIO, libc::SIG_IGN);
+            if before != libc::SIG_DFL && before != libc::SIG_ERR {
+                libc::signal(libc::SIGIO, before);
+            }
+        }
+    });
 }
 
 fn fcntl(file: BorrowedFd<'_>, command: libc::c_int, argument: libc::c_int) -> Result<(), Errno> {
@@ -63,7 +70,13 @@ mod tests {
         assert_eq!(writers(reader.as_fd()), Writers::Some);
         let path = file.into_temp_path();
         assert_eq!(writers(reader.as_fd()), Writers::None);
-        // The lease is not kept.
+        // An open for writing breaks the lease, which is told by a signal, and waits for its end.
+        let flags = libc::O_NONBLOCK;
+        let mut writing = std::fs::OpenOptions::new();
+        let writing = std::os::unix::fs::OpenOptionsExt::custom_flags(writing.write(true), flags);
+        let error = writing.open(&path).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+        drop(reader);
         std::fs::write(&path, "more").unwrap();
     }
 }

@@ -51,6 +51,11 @@ impl<S: Deref<Target = LocalStore>> Drop for Reservation<S> {
 }
 
 impl LocalStore {
+    /// The largest blob that can be kept at all, in bytes.
+    pub fn largest_blob(&self) -> u64 {
+        self.config.high_water - self.config.high_water % disk_size(1)
+    }
+
     /// Promises room for a file of `size` bytes, evicting what is necessary.
     pub(super) fn reserve<S: Deref<Target = LocalStore>>(
         store: S,

@@ -170,9 +170,9 @@ async fn one_call(cas: &RemoteCas, batch: Batch, zstd: bool) -> Result<(Batch, O
         _ => Load::Down,
     };
     let answer = cas
-        .unary(CALL, load, |channel| {
+        .unary(CALL, load, |line| {
             let request = cas.unary_request(message.clone());
-            async move { cas_client(channel).batch_read_blobs(request).await }
+            async move { cas_client(line).batch_read_blobs(request).await }
         })
         .await?;
     let asked = batch.digests.clone();

@@ -6,10 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tonic::{Code, Status};
+use http::uri::PathAndQuery;
+use prost::Message;
+use tonic::codec::{BufferSettings, Codec};
+use tonic::{Code, Request, Response, Status};
+use tonic_prost::{ProstDecoder, ProstEncoder};
 
 use super::retry::{Retry, is_transient};
-use super::{CONCURRENT_CALLS, Load, RemoteCas, cas_client, stream_write, zstd};
+use super::{CONCURRENT_CALLS, LARGEST_MESSAGE, Line, Load, RemoteCas, stream_write, zstd};
 use crate::cas::CasError;
 use crate::cas::pack::pack;
 use crate::reapi::proto::re;
@@ -109,9 +113,9 @@ async fn one_call(cas: &RemoteCas, batch: Batch, zstd: bool) -> Result<Option<Ba
     };
     let load = if size <= LIGHT { Load::Light } else { Load::Up };
     let answer = cas
-        .unary(CALL, load, |channel| {
+        .unary(CALL, load, |line| {
             let request = cas.unary_request(message.clone());
-            async move { cas_client(channel).batch_update_blobs(request).await }
+            send(line, request)
         })
         .await?;
     let mut open: HashMap<Digest, Bytes> = batch.blobs.into_iter().collect();
@@ -155,6 +159,46 @@ async fn one_call(cas: &RemoteCas, batch: Batch, zstd: bool) -> Result<Option<Ba
             pause,
         })),
         None => Err(cas.error(CALL, failure)),
+    }
+}
+
+const PATH: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchUpdateBlobs";
+
+/// The generated client would encode into a buffer that begins small and is copied each time that it doubles.
+async fn send(
+    line: Line,
+    request: Request<re::BatchUpdateBlobsRequest>,
+) -> Result<Response<re::BatchUpdateBlobsResponse>, Status> {
+    let codec = AtOnce {
+        size: request.get_ref().encoded_len(),
+    };
+    let mut client = tonic::client::Grpc::new(line).max_decoding_message_size(LARGEST_MESSAGE);
+    client
+        .ready()
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))?;
+    let path = PathAndQuery::from_static(PATH);
+    client.unary(request, path, codec).await
+}
+
+/// Encodes a message of a size that is known.
+struct AtOnce {
+    size: usize,
+}
+
+impl Codec for AtOnce {
+    type Encode = re::BatchUpdateBlobsRequest;
+    type Decode = re::BatchUpdateBlobsResponse;
+    type Encoder = ProstEncoder<Self::Encode>;
+    type Decoder = ProstDecoder<Self::Decode>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        // gRPC puts five bytes before each message; the other number is the library's own.
+        ProstEncoder::new(BufferSettings::new(self.size + 5, 32 << 10))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstDecoder::new(BufferSettings::default())
     }
 }
 

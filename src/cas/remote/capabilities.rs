@@ -165,10 +165,10 @@ impl RemoteCas {
             instance_name: self.inner.config.instance.clone(),
         };
         let answer = self
-            .unary_with("GetCapabilities", Load::Light, tries, |channel| {
+            .unary_with("GetCapabilities", Load::Light, tries, |line| {
                 let request = self.request(message.clone());
                 async move {
-                    super::capabilities_client(channel)
+                    super::capabilities_client(line)
                         .get_capabilities(request)
                         .await
                 }

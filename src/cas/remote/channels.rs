@@ -7,9 +7,8 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tonic::transport::Channel;
-
-use crate::config::endpoint::{Dialer, Endpoint, EndpointError};
+use crate::config::endpoint::Dialer;
+use crate::config::{Credentials, Endpoint, EndpointError, Line};
 
 const BULK_CONNECTIONS: usize = 2;
 
@@ -34,15 +33,15 @@ pub(super) struct Channels {
 
 #[derive(Default)]
 struct Slot {
-    channel: OnceLock<Channel>,
+    line: OnceLock<Line>,
     calls: AtomicUsize,
 }
 
-/// A channel on loan; counts as busy until dropped.
+/// A line on loan; counts as busy until dropped.
 pub(super) struct Loan<'a> {
     slot: &'a Slot,
-    /// The channel itself.
-    pub(super) channel: Channel,
+    /// The line itself.
+    pub(super) line: Line,
 }
 
 impl Drop for Loan<'_> {
@@ -52,9 +51,12 @@ impl Drop for Loan<'_> {
 }
 
 impl Channels {
-    pub(super) fn new(endpoint: &Endpoint) -> Result<Self, EndpointError> {
+    pub(super) fn new(
+        endpoint: &Endpoint,
+        credentials: &Credentials,
+    ) -> Result<Self, EndpointError> {
         Ok(Channels {
-            dialer: endpoint.dialer()?,
+            dialer: endpoint.dialer(credentials)?,
             light: Slot::default(),
             down: Default::default(),
             up: Default::default(),
@@ -74,8 +76,8 @@ impl Channels {
             .min_by_key(|slot| slot.calls.load(Ordering::Relaxed))
             .unwrap_or(&self.light);
         slot.calls.fetch_add(1, Ordering::Relaxed);
-        let channel = slot.channel.get_or_init(|| self.dialer.channel()).clone();
-        Loan { slot, channel }
+        let line = slot.line.get_or_init(|| self.dialer.line()).clone();
+        Loan { slot, line }
     }
 }
 
@@ -85,15 +87,16 @@ mod tests {
 
     #[tokio::test]
     async fn bulk_calls_spread_only_when_they_overlap() {
-        let channels = Channels::new(&Endpoint::Http("127.0.0.1:1".into())).unwrap();
+        let channels =
+            Channels::new(&Endpoint::Http("127.0.0.1:1".into()), &Default::default()).unwrap();
         drop(channels.borrow(Load::Down));
         drop(channels.borrow(Load::Down));
-        let made = |c: &Channels| c.down.iter().filter(|s| s.channel.get().is_some()).count();
+        let made = |c: &Channels| c.down.iter().filter(|s| s.line.get().is_some()).count();
         assert_eq!(made(&channels), 1);
         let loans: Vec<_> = (0..5).map(|_| channels.borrow(Load::Down)).collect();
         assert_eq!(made(&channels), BULK_CONNECTIONS);
-        assert!(channels.light.channel.get().is_none());
-        assert!(channels.up.iter().all(|s| s.channel.get().is_none()));
+        assert!(channels.light.line.get().is_none());
+        assert!(channels.up.iter().all(|s| s.line.get().is_none()));
         drop(loans);
         assert!(
             channels

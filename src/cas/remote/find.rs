@@ -65,9 +65,9 @@ async fn one_call(cas: &RemoteCas, asked: Vec<Digest>) -> Result<Vec<Digest>, Ca
         digest_function: function.to_proto() as i32,
     };
     let answer = cas
-        .unary(CALL, Load::Light, |channel| {
+        .unary(CALL, Load::Light, |line| {
             let request = cas.unary_request(message.clone());
-            async move { cas_client(channel).find_missing_blobs(request).await }
+            async move { cas_client(line).find_missing_blobs(request).await }
         })
         .await?;
     let asked: HashSet<Digest> = asked.into_iter().collect();

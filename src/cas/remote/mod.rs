@@ -7,6 +7,7 @@
 
 mod batch_read;
 mod batch_write;
+mod behalf;
 mod capabilities;
 mod channels;
 mod find;
@@ -23,17 +24,18 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use prost::Message;
 use tonic::metadata::{Binary, MetadataValue};
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use super::{BlobSource, CasError};
-use crate::config::{Endpoint, EndpointError};
+use crate::config::{Credentials, Endpoint, EndpointError, Line};
 use crate::reapi::proto::bytestream::byte_stream_client::ByteStreamClient;
 use crate::reapi::proto::re;
 use crate::reapi::proto::re::capabilities_client::CapabilitiesClient;
 use crate::reapi::proto::re::content_addressable_storage_client::ContentAddressableStorageClient;
 use crate::reapi::{Digest, DigestFunction};
 
+pub(super) use behalf::Behalf;
+pub use behalf::on_behalf_of;
 use capabilities::Capabilities;
 use channels::{Channels, Load};
 use retry::{Retry, is_transient};
@@ -53,6 +55,8 @@ const METADATA_HEADER: &str = "build.bazel.remote.execution.v2.requestmetadata-b
 pub struct RemoteConfig {
     /// Where and how to connect.
     pub endpoint: Endpoint,
+    /// What it is shown.
+    pub credentials: Credentials,
     /// The REAPI instance name.
     pub instance: String,
     /// How often a failed call is tried again.
@@ -84,7 +88,7 @@ impl RemoteCas {
     /// Compression, where the remote announces it, is used unless the remote is on this machine,
     /// where it only costs.
     pub fn new(config: RemoteConfig) -> Result<Self, EndpointError> {
-        let compress = !is_here(&config.endpoint);
+        let compress = !config.endpoint.is_here();
         Self::with_compression(config, compress)
     }
 
@@ -94,7 +98,7 @@ impl RemoteCas {
             metadata: encode(re::RequestMetadata::default()),
             inner: Arc::new(Inner {
                 name: config.endpoint.to_string(),
-                channels: Channels::new(&config.endpoint)?,
+                channels: Channels::new(&config.endpoint, &config.credentials)?,
                 capabilities: Capabilities::default(),
                 config,
                 compress,
@@ -102,8 +106,8 @@ impl RemoteCas {
         })
     }
 
-    /// The same client (connections, knowledge), with this RequestMetadata sent along with its calls. The
-    /// tool's name and version are filled in.
+    /// The same client (connections, knowledge), with this RequestMetadata sent along with its calls that are not made
+    /// [`on_behalf_of`] somebody else. The tool's name and version are filled in.
     pub fn with_metadata(&self, metadata: re::RequestMetadata) -> Self {
         RemoteCas {
             inner: self.inner.clone(),
@@ -113,9 +117,11 @@ impl RemoteCas {
 
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request
-            .metadata_mut()
-            .insert_bin(METADATA_HEADER, self.metadata.clone());
+        let metadata = Behalf::current().metadata();
+        request.metadata_mut().insert_bin(
+            METADATA_HEADER,
+            metadata.unwrap_or_else(|| self.metadata.clone()),
+        );
         request
     }
 
@@ -159,7 +165,7 @@ impl RemoteCas {
         &self,
         call: &'static str,
         load: Load,
-        make: impl Fn(Channel) -> F,
+        make: impl Fn(Line) -> F,
     ) -> Result<T, CasError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
@@ -173,7 +179,7 @@ impl RemoteCas {
         call: &'static str,
         load: Load,
         retries: Option<u32>,
-        make: impl Fn(Channel) -> F,
+        make: impl Fn(Line) -> F,
     ) -> Result<T, CasError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
@@ -185,7 +191,7 @@ impl RemoteCas {
         loop {
             let result = {
                 let loan = self.inner.channels.borrow(load);
-                self.in_time("no answer", make(loan.channel.clone())).await
+                self.in_time("no answer", make(loan.line.clone())).await
             };
             let status = match result {
                 Ok(answer) => return Ok(answer.into_inner()),
@@ -237,33 +243,16 @@ fn encode(mut metadata: re::RequestMetadata) -> MetadataValue<Binary> {
     MetadataValue::from_bytes(&metadata.encode_to_vec())
 }
 
-/// Whether the endpoint is on this machine, as far as its address tells.
-fn is_here(endpoint: &Endpoint) -> bool {
-    match endpoint {
-        Endpoint::Unix(_) => true,
-        Endpoint::Http(authority) | Endpoint::Https(authority) => {
-            let host = authority
-                .rsplit_once(':')
-                .map_or(&authority[..], |(h, _)| h);
-            let host = host.trim_start_matches('[').trim_end_matches(']');
-            host == "localhost"
-                || host
-                    .parse::<std::net::IpAddr>()
-                    .is_ok_and(|address| address.is_loopback())
-        }
-    }
+fn cas_client(line: Line) -> ContentAddressableStorageClient<Line> {
+    ContentAddressableStorageClient::new(line).max_decoding_message_size(LARGEST_MESSAGE)
 }
 
-fn cas_client(channel: Channel) -> ContentAddressableStorageClient<Channel> {
-    ContentAddressableStorageClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE)
+fn capabilities_client(line: Line) -> CapabilitiesClient<Line> {
+    CapabilitiesClient::new(line).max_decoding_message_size(LARGEST_MESSAGE)
 }
 
-fn capabilities_client(channel: Channel) -> CapabilitiesClient<Channel> {
-    CapabilitiesClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE)
-}
-
-fn stream_client(channel: Channel) -> ByteStreamClient<Channel> {
-    ByteStreamClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE)
+fn stream_client(line: Line) -> ByteStreamClient<Line> {
+    ByteStreamClient::new(line).max_decoding_message_size(LARGEST_MESSAGE)
 }
 
 #[async_trait]
@@ -325,7 +314,11 @@ mod tests {
             ("https://cas.example:443", false),
             ("http://10.0.0.1:1", false),
         ] {
-            assert_eq!(is_here(&address.parse().unwrap()), here, "{address}");
+            assert_eq!(
+                address.parse::<Endpoint>().unwrap().is_here(),
+                here,
+                "{address}"
+            );
         }
     }
 }

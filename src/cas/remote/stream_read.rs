@@ -123,7 +123,7 @@ async fn one_try(
         ),
     };
     let loan = cas.inner.channels.borrow(Load::Down);
-    let mut client = stream_client(loan.channel.clone());
+    let mut client = stream_client(loan.line.clone());
     let mut stream = cas
         .in_time("no answer", client.read(cas.request(message)))
         .await

@@ -225,7 +225,7 @@ impl Upload<'_> {
             resource_name: self.name.clone(),
         };
         let loan = self.cas.inner.channels.borrow(Load::Light);
-        let mut client = stream_client(loan.channel.clone());
+        let mut client = stream_client(loan.line.clone());
         let request = self.cas.unary_request(message);
         let answer = self
             .cas
@@ -276,7 +276,7 @@ impl Upload<'_> {
         });
         let result = {
             let loan = self.cas.inner.channels.borrow(Load::Up);
-            let mut client = stream_client(loan.channel.clone());
+            let mut client = stream_client(loan.line.clone());
             let call = client.write(self.cas.request(chunks));
             tokio::pin!(call);
             let patience = self.cas.inner.config.call_timeout;

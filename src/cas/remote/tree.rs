@@ -95,7 +95,7 @@ async fn one_try(cas: &RemoteCas, root: Digest, so_far: &mut Received) -> Result
     };
     let loan = cas.inner.channels.borrow(Load::Down);
     let mut client =
-        tonic::client::Grpc::new(loan.channel.clone()).max_decoding_message_size(LARGEST_PAGE);
+        tonic::client::Grpc::new(loan.line.clone()).max_decoding_message_size(LARGEST_PAGE);
     let call = async {
         client
             .ready()

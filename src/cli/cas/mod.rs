@@ -51,6 +51,8 @@ pub(super) struct Where {
     /// Instead of a remote, the state directory of a daemon that does not run
     #[arg(long, value_name = "DIR", conflicts_with_all = ["remote", "instance"])]
     state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    access: remote::Access,
 }
 
 impl CasCommand {
@@ -74,7 +76,9 @@ impl Where {
         F: Future<Output = Done>,
     {
         let Some(state_dir) = &self.state_dir else {
-            return work(Arc::new(remote::connect(&self.remote, &self.instance)?)).await;
+            let credentials = self.access.credentials();
+            let client = remote::connect(&self.remote, credentials, &self.instance)?;
+            return work(Arc::new(client)).await;
         };
         let store = open(state_dir)?;
         let done = work(Arc::new(StoreOnDisk(store.clone()))).await;

@@ -7,11 +7,11 @@
 use std::time::{Duration, Instant};
 
 use prost::Message;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::super::exit::{Exit, Failure};
 use super::report;
+use crate::config::Line;
 use crate::reapi::any::unpack;
 use crate::reapi::proto::longrunning::operations_client::OperationsClient;
 use crate::reapi::proto::longrunning::{CancelOperationRequest, Operation, operation};
@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 /// Follows one execution.
 pub(super) struct Follower {
-    channel: Channel,
+    line: Line,
     remote: String,
     operation: Option<String>,
     breaks: u32,
@@ -41,9 +41,9 @@ enum Turn {
 }
 
 impl Follower {
-    pub(super) fn new(channel: Channel, remote: String) -> Self {
+    pub(super) fn new(line: Line, remote: String) -> Self {
         Follower {
-            channel,
+            line,
             remote,
             operation: None,
             breaks: 0,
@@ -80,7 +80,7 @@ impl Follower {
         let Some(name) = self.operation.clone() else {
             return;
         };
-        let mut client = OperationsClient::new(self.channel.clone());
+        let mut client = OperationsClient::new(self.line.clone());
         let asked = client.cancel_operation(CancelOperationRequest { name });
         match tokio::time::timeout(Duration::from_secs(5), asked).await {
             Ok(Ok(_)) => {}
@@ -100,7 +100,7 @@ impl Follower {
         request: &re::ExecuteRequest,
     ) -> Result<Streaming<Operation>, Status> {
         let mut client =
-            ExecutionClient::new(self.channel.clone()).max_decoding_message_size(16 << 20);
+            ExecutionClient::new(self.line.clone()).max_decoding_message_size(16 << 20);
         let reply = match &self.operation {
             Some(name) => {
                 client

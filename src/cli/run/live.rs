@@ -14,11 +14,11 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
-use tonic::transport::Channel;
 
 use super::super::exit::{Exit, Failure};
 use super::super::progress::Progress;
 use crate::cas::{BlobSource, CasError};
+use crate::config::Line;
 use crate::reapi::digest::Hasher;
 use crate::reapi::proto::bytestream::ReadRequest;
 use crate::reapi::proto::bytestream::byte_stream_client::ByteStreamClient;
@@ -27,7 +27,7 @@ use crate::reapi::{Digest, DigestFunction};
 
 /// Both streams.
 pub(super) struct Live {
-    readable: Option<Channel>,
+    readable: Option<Line>,
     progress: Progress,
     stop: CancellationToken,
     out: Mutex<Stream>,
@@ -57,7 +57,7 @@ struct Shown {
 
 impl Live {
     /// `readable` is where streams are read; `None` shows everything at the end.
-    pub(super) fn new(readable: Option<Channel>, progress: Progress) -> Self {
+    pub(super) fn new(readable: Option<Line>, progress: Progress) -> Self {
         let stream = |which| {
             Mutex::new(Stream {
                 which,
@@ -76,7 +76,7 @@ impl Live {
 
     /// The names under which the server streams, as far as it has told; empty if it does not.
     pub(super) fn follow(&self, out: &str, err: &str) {
-        let Some(channel) = &self.readable else {
+        let Some(line) = &self.readable else {
             return;
         };
         for (stream, name) in [(&self.out, out), (&self.err, err)] {
@@ -90,7 +90,7 @@ impl Live {
             let reader = Reader {
                 which: stream.which,
                 name: name.to_owned(),
-                channel: channel.clone(),
+                line: line.clone(),
                 progress: self.progress.clone(),
                 stop: self.stop.clone(),
                 shown: Shown::nothing(),
@@ -175,7 +175,7 @@ impl Which {
 struct Reader {
     which: Which,
     name: String,
-    channel: Channel,
+    line: Line,
     progress: Progress,
     stop: CancellationToken,
     shown: Shown,
@@ -201,7 +201,7 @@ impl Reader {
 
     /// Until the stream ends, or the command does.
     async fn read(&mut self) -> Result<(), Code> {
-        let mut client = ByteStreamClient::new(self.channel.clone());
+        let mut client = ByteStreamClient::new(self.line.clone());
         let request = ReadRequest {
             resource_name: self.name.clone(),
             read_offset: self.shown.hasher.size() as i64,

@@ -55,6 +55,8 @@ pub(super) struct RunCommand {
     /// Where the server's log streams are read, if that is not the remote
     #[arg(long, value_name = "URL", value_parser = value::endpoint(), requires = "remote")]
     logstream_remote: Option<Endpoint>,
+    #[command(flatten)]
+    access: remote::Access,
     /// The directory that the command finds itself in; without it an empty one
     #[arg(long, value_name = "DIR")]
     input: Option<PathBuf>,
@@ -144,15 +146,16 @@ impl RunCommand {
     }
 
     async fn phases(&self, endpoint: &Endpoint, progress: &Progress) -> Done {
-        let cas = remote::connect(endpoint, &self.instance)?;
+        let credentials = self.access.credentials();
+        let cas = remote::connect(endpoint, credentials.clone(), &self.instance)?;
         let request = self.prepare(&cas, progress).await?;
-        let channel = endpoint.channel()?;
+        let line = endpoint.line(&credentials)?;
         let readable = match &self.logstream_remote {
-            Some(elsewhere) => elsewhere.channel()?,
-            None => channel.clone(),
+            Some(elsewhere) => elsewhere.line(&credentials)?,
+            None => line.clone(),
         };
         let live = Live::new((!self.no_live).then_some(readable), progress.clone());
-        let mut follower = Follower::new(channel, endpoint.to_string());
+        let mut follower = Follower::new(line, endpoint.to_string());
         progress.phase("waiting for the server");
         let response = tokio::select! {
             response = follower.execute(request, |metadata| self.observe(metadata, &live, progress)) => response?,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::nodes::NodeId;
 use crate::config::Owner;
 use crate::reapi::Digest;
-use crate::tree::{Directory, shown_mode, shown_mtime};
+use crate::tree::{Directory, file_mode, shown_mode, shown_mtime};
 
 /// What `stat` says of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ pub(super) fn leaf(
         Entry::Directory(_) => return None,
         Entry::File(n) => {
             let file = directory.files.get(n)?;
-            let mode = if file.executable { 0o555 } else { 0o444 };
+            let mode = file_mode(file.executable);
             let content = Content::File(file.digest, file.executable);
             let properties = file.properties.as_deref();
             (content, shown_mode(properties, mode), properties)

@@ -9,7 +9,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int, c_long, c_void};
+use std::ffi::{CStr, c_int, c_long, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
@@ -17,18 +17,17 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::uids::SlotUser;
-use super::wire::Step;
+use crate::sandbox::slot::exec::{Fault, Program};
+use crate::sandbox::slot::raw::Stack;
+use crate::sandbox::slot::uids::SlotUser;
+use crate::sandbox::slot::wire::Step;
 
 /// A killer is done in microseconds; one that is not, something holds up.
 const KILLER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Everything that a command's process needs, prepared by the launcher.
 pub(super) struct Plan<'a> {
-    /// The paths to execute, tried in turn.
-    pub(super) candidates: &'a [&'a CStr],
-    pub(super) argv: &'a [&'a CStr],
-    pub(super) env: &'a [&'a CStr],
+    pub(super) program: Program<'a>,
     pub(super) root: &'a CStr,
     /// Beneath the root; empty for the root itself.
     pub(super) cwd: &'a CStr,
@@ -43,52 +42,18 @@ pub(super) struct Plan<'a> {
     pub(super) oom_victim: bool,
 }
 
-/// Where the child stopped.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Fault {
-    pub(super) step: Step,
-    pub(super) errno: c_int,
-    /// Which of the candidates it is about.
-    pub(super) candidate: usize,
-}
-
-/// Room for a child that shares the launcher's memory. One child at a time.
-#[repr(align(16))]
-pub(super) struct Stack([u8; 64 * 1024]);
-
-impl Stack {
-    pub(super) fn new() -> Box<Self> {
-        Box::new(Stack([0; 64 * 1024]))
-    }
-}
-
 /// What the child gets through the one pointer that clone passes on.
 struct Context<'a> {
     plan: &'a Plan<'a>,
-    argv: *const *const c_char,
-    env: *const *const c_char,
     launcher: c_int,
     fault: Option<Fault>,
-}
-
-/// The address list that `execve` takes, ended by null.
-fn pointers(strings: &[&CStr]) -> Vec<*const c_char> {
-    strings
-        .iter()
-        .map(|s| s.as_ptr())
-        .chain([ptr::null()])
-        .collect()
 }
 
 /// Starts the command; returns when it has been executed or has failed. A child that failed is a zombie by then,
 /// for the caller to reap, like a command that has ended.
 pub(super) fn spawn(plan: &Plan<'_>, stack: &mut Stack) -> (Result<c_int, c_int>, Option<Fault>) {
-    let argv = pointers(plan.argv);
-    let env = pointers(plan.env);
     let mut context = Context {
         plan,
-        argv: argv.as_ptr(),
-        env: env.as_ptr(),
         // SAFETY: getpid has no preconditions.
         launcher: unsafe { libc::getpid() },
         fault: None,
@@ -166,7 +131,7 @@ fn clone_onto(
     // SAFETY: the stack is aligned, exclusively the child's while it lives in our memory (the callers return when it has
     // left that), and its top is one past its last byte. All signals are blocked, so no handler runs in the child.
     let pid = unsafe {
-        let top = stack.0.as_mut_ptr().add(stack.0.len());
+        let top = (stack.address() as *mut u8).add(Stack::SIZE);
         let flags = flags | libc::SIGCHLD;
         libc::clone(main, top.cast(), flags, context, ptr::from_mut(pidfd))
     };
@@ -220,11 +185,7 @@ extern "C" fn command_main(context: *mut c_void) -> c_int {
 /// Fails with the errno of the last call unless it was successful.
 fn check(step: Step, result: c_long) -> Result<c_int, Fault> {
     if result < 0 {
-        return Err(Fault {
-            step,
-            errno: errno(),
-            candidate: 0,
-        });
+        return Err(Fault::at(step, errno()));
     }
     Ok(result as c_int)
 }
@@ -232,7 +193,7 @@ fn check(step: Step, result: c_long) -> Result<c_int, Fault> {
 /// Returns only if it fails.
 fn become_command(context: &Context<'_>) -> Fault {
     match prepare(context) {
-        Ok(()) => execute(context),
+        Ok(()) => context.plan.program.execute(),
         Err(fault) => fault,
     }
 }
@@ -279,11 +240,7 @@ fn prepare(context: &Context<'_>) -> Result<(), Fault> {
             libc::prctl(libc::PR_SET_PDEATHSIG, signal).into(),
         )?;
         if libc::getppid() != context.launcher {
-            return Err(Fault {
-                step: Step::DeathSignal,
-                errno: libc::ESRCH,
-                candidate: 0,
-            });
+            return Err(Fault::at(Step::DeathSignal, libc::ESRCH));
         }
         let mut dir = root;
         if !plan.cwd.to_bytes().is_empty() {
@@ -369,86 +326,4 @@ fn drop_capabilities() -> Result<(), Fault> {
     // SAFETY: version 3 reads a header of two words and two sets of three words.
     let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
     check(Step::User, result).map(drop)
-}
-
-/// Tries the candidates with the command's own rights, from its own directory: what the kernel says about them is the
-/// truth, which a look-up beforehand could only guess. The rules are those of `execvp`.
-fn execute(context: &Context<'_>) -> Fault {
-    let mut worst = Fault {
-        step: Step::NotFound,
-        errno: libc::ENOENT,
-        candidate: 0,
-    };
-    for (candidate, path) in context.plan.candidates.iter().enumerate() {
-        let errno = try_execute(path, context);
-        match errno {
-            libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG => {
-                if worst.step == Step::NotFound && exists(path) {
-                    worst = Fault {
-                        step: Step::Interpreter,
-                        errno,
-                        candidate,
-                    };
-                }
-            }
-            libc::EACCES => {
-                if matches!(worst.step, Step::NotFound | Step::Interpreter) {
-                    worst = Fault {
-                        step: if is_directory(path) {
-                            Step::Directory
-                        } else {
-                            Step::Exec
-                        },
-                        errno,
-                        candidate,
-                    };
-                }
-            }
-            _ => {
-                return Fault {
-                    step: Step::Exec,
-                    errno,
-                    candidate,
-                };
-            }
-        }
-    }
-    worst
-}
-
-fn try_execute(path: &CStr, context: &Context<'_>) -> c_int {
-    let mut errno_now = 0;
-    // A file whose writer has just closed it may still be open in a process that is about to execute
-    // something: that is over in milliseconds.
-    for _ in 0..40 {
-        // SAFETY: path and the pointer lists are NUL- and null-terminated and live on.
-        errno_now = unsafe {
-            libc::execve(path.as_ptr(), context.argv, context.env);
-            errno()
-        };
-        if errno_now != libc::ETXTBSY {
-            break;
-        }
-        let pause = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 5_000_000,
-        };
-        // SAFETY: both pointers are valid.
-        unsafe { libc::nanosleep(&raw const pause, ptr::null_mut()) };
-    }
-    errno_now
-}
-
-fn exists(path: &CStr) -> bool {
-    // SAFETY: a NUL-terminated string.
-    unsafe { libc::access(path.as_ptr(), libc::F_OK) == 0 }
-}
-
-fn is_directory(path: &CStr) -> bool {
-    // SAFETY: stat is plain data, for which zero is a value, and the pointers are valid.
-    unsafe {
-        let mut stat: libc::stat = std::mem::zeroed();
-        libc::stat(path.as_ptr(), &raw mut stat) == 0
-            && stat.st_mode & libc::S_IFMT == libc::S_IFDIR
-    }
 }

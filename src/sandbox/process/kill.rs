@@ -6,7 +6,6 @@
 //! groups, again and again until nothing is left; a bomb that starts a session for each process can make that long, but each
 //! round leaves it fewer.
 
-use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -14,13 +13,15 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{Pid, getpgrp, getpid};
+use nix::unistd::{Pid, getpid};
 
-use super::child::{Stack, kill_user};
-use super::processes::{Process, descendants, list, user_has_any, user_of};
-use super::sys::{Reaped, reap};
-use super::uids::SlotUser;
-use super::wire::WireUsage;
+use super::child::kill_user;
+use crate::sandbox::slot::orphans::strike;
+use crate::sandbox::slot::processes::{Process, descendants, list, user_has_any, user_of};
+use crate::sandbox::slot::raw::Stack;
+use crate::sandbox::slot::sys::{Reaped, reap};
+use crate::sandbox::slot::uids::SlotUser;
+use crate::sandbox::slot::wire::WireUsage;
 
 /// How long a sweep waits for processes that were killed to be gone.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(10);
@@ -105,35 +106,6 @@ fn wait_for_signal(children: &SignalFd, patience: Duration) {
     let mut fds = [PollFd::new(children.as_fd(), PollFlags::POLLIN)];
     if poll(&mut fds, timeout).is_ok_and(|ready| ready > 0) {
         while let Ok(Some(_)) = children.read_signal() {}
-    }
-}
-
-/// Stops a whole tree, as `scan` finds it, then kills it. A stopped process cannot fork, and it still takes a place in
-/// the table that limits a bomb.
-pub(super) fn strike(scan: impl Fn() -> Vec<Process>) {
-    let mut stopped = HashSet::new();
-    let mut groups = HashSet::new();
-    for _ in 0..100 {
-        let before = stopped.len();
-        for process in scan() {
-            if stopped.insert(process.pid) {
-                let _ = kill(Pid::from_raw(process.pid), Signal::SIGSTOP);
-            }
-            groups.insert(process.group);
-        }
-        if stopped.len() == before {
-            break;
-        }
-    }
-    // A group lies within one session, and the command began one of its own: no stranger is in these groups.
-    let own_group = getpgrp().as_raw();
-    for group in groups {
-        if group > 1 && group != own_group {
-            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-        }
-    }
-    for pid in stopped {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 }
 

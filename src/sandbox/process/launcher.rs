@@ -21,17 +21,19 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, dup2_stdin, geteuid, getppid, setgroups, setsid};
 
-use super::channel;
-use super::child::{Fault, Plan, Stack, spawn};
+use super::child::{Plan, spawn};
 use super::kill::{Reaper, sweep};
-use super::lookup::candidates;
-use super::sys;
-use super::wire::{
+use crate::sandbox::slot::channel;
+use crate::sandbox::slot::exec::{Fault, Program};
+use crate::sandbox::slot::lookup::candidates;
+use crate::sandbox::slot::raw::Stack;
+use crate::sandbox::slot::sys;
+use crate::sandbox::slot::wire::{
     Ended, Failure, INLINE_MAX, PATH_MAX, REQUEST_LEN, Report, Request, RunHeader, Step, Strings,
 };
 
 /// The hidden first argument.
-pub(super) const ARGUMENT: &str = "sandbox-launcher";
+const ARGUMENT: &str = "sandbox-launcher";
 /// As the kernel's documentation has it, from -1000 (never) to 1000 (first).
 const OOM_SCORE: i32 = 500;
 
@@ -184,6 +186,9 @@ impl Launcher {
                     let errno = sweep(user, &mut self.stack).err().map_or(0, |e| e as i32);
                     self.report(&Report::Swept { id, errno })?;
                 }
+                Request::SetUp { .. } => {
+                    return Err(LauncherError::Protocol("there is nothing to set up"));
+                }
                 // Sent while the report was on its way.
                 Request::Terminate { .. } | Request::Kill { .. } => {}
             }
@@ -244,6 +249,9 @@ impl Launcher {
             path: Vec::new(),
         };
         let mut fds = fds.into_iter();
+        if run.root_fd {
+            return Err(refused(libc::EBADF));
+        }
         let (Some(stdout), Some(stderr), memfd, None) =
             (fds.next(), fds.next(), fds.next(), fds.next())
         else {
@@ -274,9 +282,7 @@ impl Launcher {
         let candidates = candidates(program, &strings.env);
         let candidates: Vec<&CStr> = candidates.iter().map(|c| c.as_c_str()).collect();
         let plan = Plan {
-            candidates: &candidates,
-            argv: &strings.argv,
-            env: &strings.env,
+            program: Program::new(&candidates, &strings.argv, &strings.env),
             root: strings.root,
             cwd: strings.cwd,
             stdin: self.null.as_fd(),

@@ -2,39 +2,26 @@
 //! more. It sees the host's files, network and processes.
 //!
 //! The daemon never forks. Each slot has a *launcher* ([`Launchers`]), a small single-threaded process that was started
-//! before the daemon had threads. A run is one message to it (`wire`, `request`); the launcher starts the command
-//! (`launcher`, `child`), waits, kills what is left (`kill`) and answers with one report. Meanwhile the daemon
-//! reads the command's output and watches the time (`run`, `streams`). If a launcher is killed, what it leaves is killed
-//! too and another is started (`seat`, `orphans`). If the daemon is killed, the launchers end their commands and
+//! before the daemon had threads. A run is one message to it ([`super::slot`]); the launcher starts the command
+//! (`launcher`, `child`), waits, kills what is left (`kill`) and answers with one report. If a launcher is killed, what it
+//! leaves is killed too and another is started. If the daemon is killed, the launchers end their commands and
 //! themselves.
 
-mod channel;
 mod child;
 mod kill;
 mod launcher;
-mod launchers;
-mod lookup;
-mod orphans;
-mod processes;
-mod request;
-mod run;
-mod seat;
-mod streams;
-mod sys;
-mod uids;
-mod wire;
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+pub use super::slot::{Launchers, UidRange};
 pub use launcher::launcher_main;
-pub use launchers::Launchers;
-pub use uids::UidRange;
 
-use super::{CommandSpec, Level, Outcome, Sandbox, SandboxError};
+use super::slot::run::{self, Run};
+use super::slot::seat::Seat;
+use super::{CommandSpec, Level, Limits, Outcome, Sandbox, SandboxError};
 use crate::config::Owner;
-use seat::Seat;
 
 /// Runs commands through launchers.
 #[derive(Debug)]
@@ -64,14 +51,14 @@ impl ProcessSandbox {
             .is_root()
             .then(|| UidRange::claim(first_uid, launchers.slots()))
             .transpose()?;
-        let executable = launchers.executable;
+        let kind = launchers.kind;
         let seats = launchers
             .started
             .into_iter()
             .enumerate()
             .map(|(slot, process)| {
                 let user = uids.as_ref().and_then(|uids| uids.user(slot));
-                Seat::new(slot, executable.clone(), user, process).map(Mutex::new)
+                Seat::new(slot, kind.clone(), user, process).map(Mutex::new)
             })
             .collect::<Result<_, _>>()?;
         Ok(ProcessSandbox { seats, uids })
@@ -94,6 +81,23 @@ impl Sandbox for ProcessSandbox {
         Some(Owner { uid: id, gid: id })
     }
 
+    fn unenforced(&self, limits: &Limits) -> Vec<&'static str> {
+        let kept_by_full = [
+            ("memory (sandbox level full limits it)", limits.memory),
+            ("cpus (sandbox level full limits them)", limits.cpu_milli),
+            ("pids (sandbox level full limits them)", limits.pids),
+            ("disk (sandbox level full limits it)", limits.disk_bytes),
+            (
+                "disk nodes (sandbox level full limits them)",
+                limits.disk_nodes,
+            ),
+        ];
+        let asked = kept_by_full
+            .into_iter()
+            .filter(|(_, limit)| limit.is_some());
+        asked.map(|(what, _)| what).collect()
+    }
+
     async fn run(
         &self,
         slot: usize,
@@ -106,6 +110,17 @@ impl Sandbox for ProcessSandbox {
                 problem: format!("does not exist: there are {} slots", self.seats.len()),
             });
         };
-        run::run(&mut *seat.lock().await, spec, cancel).await
+        let mut seat = seat.lock().await;
+        seat.ready().await?;
+        let uid = seat.user.map(|user| user.uid);
+        let run = Run {
+            spec,
+            cancel,
+            root: None,
+            groups: &[],
+            uid,
+            exceeded: Box::pin(std::future::pending()),
+        };
+        Ok(run::run(&mut seat, run).await?.outcome)
     }
 }

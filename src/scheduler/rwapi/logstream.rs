@@ -8,10 +8,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 
 use crate::action::LiveOutput;
-use crate::config::{Endpoint, EndpointError};
+use crate::config::{Credentials, Endpoint, EndpointError, Line};
 use crate::reapi::proto::bytestream::byte_stream_client::ByteStreamClient;
 use crate::reapi::proto::bytestream::{QueryWriteStatusRequest, WriteRequest};
 
@@ -21,14 +20,14 @@ const WAITING: usize = 64;
 
 /// Writes log streams at one endpoint.
 pub struct LogStreams {
-    channel: Channel,
+    line: Line,
 }
 
 impl LogStreams {
     /// Connects when the first stream is opened. To be called inside the tokio runtime.
-    pub fn new(endpoint: &Endpoint) -> Result<Self, EndpointError> {
+    pub fn new(endpoint: &Endpoint, credentials: &Credentials) -> Result<Self, EndpointError> {
         Ok(LogStreams {
-            channel: endpoint.channel()?,
+            line: endpoint.line(credentials)?,
         })
     }
 }
@@ -36,7 +35,7 @@ impl LogStreams {
 impl LiveOutput for LogStreams {
     fn open(&self, stream: &str) -> Option<mpsc::Sender<Bytes>> {
         let (sender, pieces) = mpsc::channel(WAITING);
-        let client = ByteStreamClient::new(self.channel.clone());
+        let client = ByteStreamClient::new(self.line.clone());
         let name = stream.to_owned();
         tokio::spawn(async move {
             if let Err(status) = write(client, name.clone(), pieces).await {
@@ -48,7 +47,7 @@ impl LiveOutput for LogStreams {
 }
 
 async fn write(
-    mut client: ByteStreamClient<Channel>,
+    mut client: ByteStreamClient<Line>,
     name: String,
     pieces: mpsc::Receiver<Bytes>,
 ) -> Result<(), tonic::Status> {

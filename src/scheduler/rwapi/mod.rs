@@ -22,14 +22,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc};
-use tonic::transport::Channel;
 
 pub use logstream::LogStreams;
 pub use pace::Pacing;
 
 use super::{Drain, Event, LeaseId, Scheduler};
 use crate::action::Finished;
-use crate::config::{Endpoint, EndpointError};
+use crate::config::{Credentials, Endpoint, EndpointError, Line};
 use crate::reapi::proto::re;
 use status::Report;
 
@@ -38,6 +37,8 @@ use status::Report;
 pub struct RwapiConfig {
     /// The Bots service.
     pub endpoint: Endpoint,
+    /// What it is shown.
+    pub credentials: Credentials,
     /// Its instance, the parent of the session; `""` is a name like any other.
     pub instance: String,
     /// The readable part of the bot's id, which gets a random part for every start; the host's name if `None`.
@@ -59,6 +60,7 @@ impl RwapiConfig {
     pub fn new(endpoint: Endpoint) -> Self {
         RwapiConfig {
             endpoint,
+            credentials: Credentials::default(),
             instance: String::new(),
             bot_name: None,
             platform: Vec::new(),
@@ -96,16 +98,18 @@ pub struct Rwapi {
 impl Rwapi {
     /// Connects, and keeps trying to. Must be called within a tokio runtime.
     pub fn new(config: RwapiConfig) -> Result<Arc<Self>, EndpointError> {
-        let channel = config.endpoint.channel()?;
-        Ok(Self::over(channel, config))
+        let line = config.endpoint.line(&config.credentials)?;
+        Ok(Self::over(line, config))
     }
 
-    /// The same over a channel that exists already; `config.endpoint` only names it in logs.
-    pub fn over(channel: Channel, config: RwapiConfig) -> Arc<Self> {
+    /// The same over a connection that exists already; `config.endpoint` only names it in logs.
+    pub fn over(line: impl Into<Line>, config: RwapiConfig) -> Arc<Self> {
         let (notes, inbox) = mpsc::unbounded_channel();
         let (outbox, events) = mpsc::unbounded_channel();
         let bot_id = identity::bot_id(config.bot_name.as_deref());
-        tokio::spawn(session::Session::new(channel, config, bot_id.clone(), inbox, outbox).run());
+        tokio::spawn(
+            session::Session::new(line.into(), config, bot_id.clone(), inbox, outbox).run(),
+        );
         Arc::new(Rwapi {
             bot_id,
             notes,

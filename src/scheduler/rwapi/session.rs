@@ -4,11 +4,11 @@ use std::ops::ControlFlow;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tonic::transport::Channel;
 
 use super::leases::{Admission, Leases};
 use super::pace::Clock;
 use super::{Epoch, Note, RwapiConfig, identity};
+use crate::config::Line;
 use crate::reapi::proto::rw;
 use crate::reapi::proto::rw::bots_client::BotsClient;
 use crate::scheduler::{Drain, Event};
@@ -29,7 +29,7 @@ pub(super) struct Known {
 
 /// Everything about the session.
 pub(super) struct Session {
-    pub(super) client: BotsClient<Channel>,
+    pub(super) client: BotsClient<Line>,
     pub(super) config: RwapiConfig,
     pub(super) bot_id: String,
     pub(super) worker: rw::Worker,
@@ -50,7 +50,7 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(
-        channel: Channel,
+        line: Line,
         config: RwapiConfig,
         bot_id: String,
         notes: mpsc::UnboundedReceiver<Note>,
@@ -63,7 +63,7 @@ impl Session {
             );
         }
         Session {
-            client: BotsClient::new(channel).max_decoding_message_size(REPLY_LIMIT),
+            client: BotsClient::new(line).max_decoding_message_size(REPLY_LIMIT),
             worker: identity::worker(&bot_id, &config),
             clock: Clock::new(config.pacing.clone()),
             config,

@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 pub mod ask;
+pub mod pages;
 mod services;
 mod streams;
 
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::ServerTlsConfig;
 use tonic::{Code, Request, Status};
 
 pub const SHA256: DigestFunction = DigestFunction::Sha256;
@@ -96,6 +98,10 @@ pub struct Seen {
     pub packed_updates: u32,
     /// The metadata of the last call.
     pub metadata: Option<re::RequestMetadata>,
+    /// The `authorization` of each call.
+    pub tokens: Vec<Option<String>>,
+    /// The metadata of each call, by its name.
+    pub metadata_of: HashMap<&'static str, Vec<re::RequestMetadata>>,
 }
 
 /// A blob on the server.
@@ -161,6 +167,8 @@ pub struct State {
     pub capabilities: Mutex<re::CacheCapabilities>,
     /// Whether uploaded bytes are kept, or only hashed.
     pub keep: Mutex<bool>,
+    /// What GetTree answers, in place of what is there.
+    pub pages: Arc<Mutex<Option<pages::Pages>>>,
 }
 
 #[derive(Clone)]
@@ -182,8 +190,21 @@ impl FaultyCas {
     }
 
     pub async fn start_with(capabilities: bool) -> Self {
+        Self::start_as(capabilities, None).await
+    }
+
+    /// Behind TLS, at a name that the certificate has.
+    pub async fn start_tls(tls: ServerTlsConfig) -> Self {
+        Self::start_as(true, Some(tls)).await
+    }
+
+    async fn start_as(capabilities: bool, tls: Option<ServerTlsConfig>) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
+        let at = listener.local_addr().unwrap();
+        let address = match tls {
+            None => format!("http://{at}"),
+            Some(_) => format!("https://localhost:{}", at.port()),
+        };
         let server = FaultyCas {
             state: Arc::new(State {
                 faults: Mutex::default(),
@@ -196,12 +217,19 @@ impl FaultyCas {
                     ..Default::default()
                 }),
                 keep: Mutex::new(true),
+                pages: Arc::default(),
             }),
             address,
         };
-        let mut router = tonic::transport::Server::builder()
-            .tcp_nodelay(true)
-            .add_service(ContentAddressableStorageServer::new(server.clone()))
+        let mut builder = tonic::transport::Server::builder().tcp_nodelay(true);
+        if let Some(tls) = tls {
+            builder = builder.tls_config(tls).unwrap();
+        }
+        let mut router = builder
+            .add_service(pages::WithPages {
+                inner: ContentAddressableStorageServer::new(server.clone()),
+                pages: server.state.pages.clone(),
+            })
             .add_service(ByteStreamServer::new(server.clone()));
         if capabilities {
             router = router.add_service(CapabilitiesServer::new(server.clone()));
@@ -215,6 +243,7 @@ impl FaultyCas {
         RemoteCas::with_compression(
             RemoteConfig {
                 endpoint: self.address.parse::<Endpoint>().unwrap(),
+                credentials: Default::default(),
                 instance: "main".to_owned(),
                 retries,
                 retry_delay: Duration::from_millis(1),
@@ -275,6 +304,11 @@ impl FaultyCas {
                 .metadata()
                 .get_bin("build.bazel.remote.execution.v2.requestmetadata-bin")
                 .and_then(|value| re::RequestMetadata::decode(value.to_bytes().ok()?).ok());
+            let token = request.metadata().get("authorization");
+            seen.tokens
+                .push(token.map(|token| token.to_str().unwrap().to_owned()));
+            let metadata = seen.metadata.clone().unwrap_or_default();
+            seen.metadata_of.entry(name).or_default().push(metadata);
         }
         let latency = self.state.faults.lock().latency;
         if !latency.is_zero() {

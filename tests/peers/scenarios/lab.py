@@ -204,7 +204,7 @@ class Lab:
         self.elsewhere = []
         self.count = self.daemons = 0
         self.shared = {}
-        self.preparations = {}
+        self.preparations, self.preparing = {}, set()
         self.own, self.starting = set(), threading.Lock()
         threading.Thread(target=self.reap_for_ever, daemon=True).start()
 
@@ -216,7 +216,10 @@ class Lab:
 
         def run():
             with open(log_path, "ab") as log:
-                code = self.start(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log).wait()
+                script = self.start(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.preparing.add(script.pid)
+            code = script.wait()
+            self.preparing.discard(script.pid)
             said = log_path.read_text(errors="replace").strip().splitlines()
             self.preparations[what][1] = (code, said[-1] if said else f"exit status {code}")
 
@@ -304,21 +307,27 @@ class Lab:
         return code, stdout, stderr
 
     def sweep(self, everything=False):
-        """Kills what a scenario started and did not end; servers that scenarios share are left unless it is `everything`."""
-        kept = set()
-        if not everything:
-            for process in self.shared_processes():
-                kept.update([process.pid, *descendants(process.pid)])
-            for path in self.folder.glob("*/root/*/server/server.pid.txt"):
-                kept.add(int(path.read_text()))
+        """Kills what a scenario started and did not end; servers that scenarios share, and what is still being prepared,
+        are left unless it is `everything`."""
         for _ in range(100):
-            left = [pid for pid in descendants(os.getpid()) if pid not in kept]
+            left = set(descendants(os.getpid()))
+            # Looked up afterwards: what a server has just forked must not be taken for a scenario's.
+            left -= set() if everything else self.kept()
             if not left:
                 break
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
+
+    def kept(self):
+        """What outlives a scenario."""
+        kept = set()
+        for pid in [*self.preparing, *(process.pid for process in self.shared_processes())]:
+            kept.update([pid, *descendants(pid)])
+        for path in self.folder.glob("*/root/*/server/server.pid.txt"):
+            kept.add(int(path.read_text()))
+        return kept
 
     def reap_for_ever(self):
         """Collects orphans that ended, so that whoever waits for their death sees it; our own are left to their Popen."""
@@ -341,6 +350,8 @@ class Lab:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(10)
         self.sweep(everything=True)
+        for folder in self.elsewhere:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def own_uids(self):
         """Where a root daemon's slots get their uids from: apart from those of all other daemons, also of other runs."""
@@ -351,10 +362,12 @@ class Lab:
 
     def sid(self, folder="/"):
         """What to put before a command that is to run in the sid root, in `folder`. All such commands share one mount
-        namespace: Bazel takes a server for a stale one when it is in another."""
+        namespace: Bazel takes a server for a stale one when it is in another. Its root is a real one and no chroot, where
+        no sandbox could make user namespaces."""
         self.need("sid")
         if "sid" not in self.shared:
-            holder = self.spawn("sid", [HERE / "sid-run", "sh", "-c", "echo READY; exec sleep infinity"])
+            environment = dict(os.environ, SID_PIVOT="1")
+            holder = self.spawn("sid", [HERE / "sid-run", "sh", "-c", "echo READY; exec sleep infinity"], env=environment)
             wait_for(lambda: "READY\n" in holder.log() or not holder.running(), 30, "the sid root")
             expect(holder.running(), f"the sid root cannot be entered: {holder.log()}")
             self.shared["sid"] = holder
@@ -384,9 +397,9 @@ class Lab:
         return int((self.buildgrid_state / "bgd.pid").read_text())
 
     @contextlib.contextmanager
-    def worker(self, jobs=1, state=None):
+    def worker(self, jobs=1, state=None, flags=()):
         """A worker on BuildGrid, drained at the end."""
-        process = self.start_worker(jobs, state)
+        process = self.start_worker(jobs, state, flags)
         try:
             yield process
         finally:
@@ -395,11 +408,11 @@ class Lab:
                 process.signal(signal.SIGTERM)
                 process.stop()
 
-    def start_worker(self, jobs=1, state=None):
+    def start_worker(self, jobs=1, state=None, flags=()):
         return self.spawn(
             "worker",
             [self.boxwright, "worker", "--remote", self.buildgrid(), "--instance", "main",
-             "--concurrent-jobs", jobs, "--state-dir", state or self.fresh_folder("worker-state"), "--log-level", "info", *self.own_uids()],
+             "--concurrent-jobs", jobs, "--state-dir", state or self.fresh_folder("worker-state"), "--log-level", "info", *flags, *self.own_uids()],
         )  # fmt: skip
 
     # -- standalone ------------------------------------------------------------------------------

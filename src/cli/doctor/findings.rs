@@ -1,0 +1,502 @@
+//! What the facts of [`probe`] mean for a worker, and what to do about them.
+
+use std::io;
+
+use super::namespaces;
+use crate::config::units::rough_size;
+use crate::sandbox::linux::probe::{Attempt, Cgroups, Host, Step};
+
+/// How good it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// As it should be.
+    Good,
+    /// Level full works without, and something is lost.
+    Weaker,
+    /// Level full does not work without.
+    Missing,
+}
+
+impl State {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            State::Good => "good",
+            State::Weaker => "weaker",
+            State::Missing => "missing",
+        }
+    }
+}
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub(super) name: &'static str,
+    pub(super) state: State,
+    /// What there is, or is not.
+    pub(super) what: String,
+    /// What to do about it.
+    pub(super) remedy: Option<String>,
+}
+
+pub(super) fn good(name: &'static str, what: impl Into<String>) -> Finding {
+    let what = what.into();
+    Finding {
+        name,
+        state: State::Good,
+        what,
+        remedy: None,
+    }
+}
+
+pub(super) fn less(
+    name: &'static str,
+    state: State,
+    what: impl Into<String>,
+    remedy: impl Into<String>,
+) -> Finding {
+    Finding {
+        name,
+        state,
+        what: what.into(),
+        remedy: Some(remedy.into()),
+    }
+}
+
+/// All of them, what everything else rests on first.
+pub(super) fn findings(host: &Host) -> Vec<Finding> {
+    let mut found = vec![kernel(host), namespaces::user(host)];
+    if host.trial.can(Step::User) {
+        found.push(namespaces::ids(host));
+    }
+    if host.trial.can(Step::Ids) {
+        found.extend(namespaces::others(host));
+        found.extend(overlay(host));
+    }
+    found.extend([
+        fuse(host),
+        cgroups(&host.cgroups),
+        landlock(host),
+        state_dir(host),
+    ]);
+    found
+}
+
+/// What level full lacks, a line each; empty if nothing. The state directory is the daemon's own concern.
+pub(in crate::cli) fn lacks_for_full(host: &Host) -> Vec<String> {
+    findings(host)
+        .into_iter()
+        .filter(|finding| finding.state == State::Missing && finding.name != STATE_DIR)
+        .map(|finding| match finding.remedy {
+            Some(remedy) => format!("{}: {}: {remedy}", finding.name, finding.what),
+            None => format!("{}: {}", finding.name, finding.what),
+        })
+        .collect()
+}
+
+/// The name of the line about the state directory.
+const STATE_DIR: &str = "state directory";
+
+fn kernel(host: &Host) -> Finding {
+    let name = "kernel";
+    if host.missing_calls.is_empty() {
+        return good(
+            name,
+            format!("{} has the system calls that are needed", host.kernel),
+        );
+    }
+    let lacking: Vec<String> = (host.missing_calls.iter())
+        .map(|call| format!("{} (Linux {})", call.name, call.since))
+        .collect();
+    less(
+        name,
+        State::Missing,
+        format!("{} lacks {}", host.kernel, lacking.join(", ")),
+        "boot a newer kernel, or in a container let its filter of system calls pass them",
+    )
+}
+
+/// `None` if something else stood in the way.
+fn overlay(host: &Host) -> Option<Finding> {
+    let name = "overlayfs";
+    let lost = "inputs are staged as links or copies instead";
+    let state = match host.trial.of(Step::OverlayOnState) {
+        Attempt::Done => {
+            let kind = &host.state_dir.kind;
+            return Some(good(
+                name,
+                format!("works with its upper layer in the state directory ({kind})"),
+            ));
+        }
+        Attempt::Refused(error) => Some(error),
+        Attempt::NotTried => None,
+    };
+    Some(match (host.trial.of(Step::Overlay), state) {
+        (Attempt::Done, None) => good(name, "works in memory; the state directory was not tried"),
+        (Attempt::Done, Some(error)) => less(
+            name,
+            State::Weaker,
+            format!(
+                "works in memory, not in the state directory ({}: {error}); {lost}",
+                host.state_dir.kind
+            ),
+            "put the state directory on ext4, xfs or btrfs, where other users can pass to it",
+        ),
+        (Attempt::Refused(error), _) => less(
+            name,
+            State::Weaker,
+            format!("cannot be mounted in a user namespace ({error}); {lost}"),
+            "it takes Linux 5.11 and the module overlay: modprobe overlay",
+        ),
+        (Attempt::NotTried, _) => return None,
+    })
+}
+
+/// The root daemon mounts by itself. Others have `fusermount3`, or mount in a user namespace of their own.
+fn fuse(host: &Host) -> Finding {
+    let name = "FUSE";
+    let lost = "inputs are staged as links or copies instead";
+    if let Err(error) = &host.fuse.device {
+        let remedy = match (error.kind(), host.fuse.mode) {
+            (io::ErrorKind::NotFound, _) => {
+                "modprobe fuse; in a container: --device /dev/fuse".to_owned()
+            }
+            (_, Some(mode)) => format!("its mode is {mode:03o}: chmod 666 /dev/fuse, as udev does"),
+            (_, None) => "let the worker open it".to_owned(),
+        };
+        let what = format!("/dev/fuse cannot be opened ({error}); {lost}");
+        return less(name, State::Weaker, what, remedy);
+    }
+    if host.root {
+        return good(name, "root can open /dev/fuse");
+    }
+    if host.fuse.fusermount.is_some() {
+        return good(name, "fusermount3 can mount");
+    }
+    if host.trial.can(Step::Fuse) {
+        return good(name, "can be mounted in a user namespace");
+    }
+    less(
+        name,
+        State::Weaker,
+        format!("fusermount3 is not there or not set-uid root; {lost}"),
+        "install the package fuse3",
+    )
+}
+
+fn cgroups(found: &Cgroups) -> Finding {
+    let name = "cgroups";
+    let lost =
+        "memory, processors and processes of an action are limited by rlimits, which is less";
+    match found {
+        Cgroups::V2 {
+            delegated: true,
+            missing,
+            group,
+        } if missing.is_empty() => good(
+            name,
+            format!("version 2, {} is ours to divide", group.display()),
+        ),
+        Cgroups::V2 {
+            delegated: false, ..
+        } => less(
+            name,
+            State::Weaker,
+            format!("version 2, not delegated: {lost}"),
+            "start the worker with Delegate=yes, as systemd/boxwright-worker.service does",
+        ),
+        Cgroups::V2 { missing, .. } => less(
+            name,
+            State::Weaker,
+            format!("version 2, without {}: {lost}", missing.join(", ")),
+            "delegate them: Delegate=yes, or write +memory +pids +cpu to cgroup.subtree_control further up",
+        ),
+        Cgroups::V1 { missing } if missing.is_empty() => {
+            good(name, "version 1, with memory, pids and cpu")
+        }
+        Cgroups::V1 { missing } => less(
+            name,
+            State::Weaker,
+            format!("version 1, without {}: {lost}", missing.join(", ")),
+            "run the worker as root, or boot with systemd.unified_cgroup_hierarchy=1",
+        ),
+        Cgroups::None => less(
+            name,
+            State::Weaker,
+            format!("none are mounted: {lost}"),
+            "mount -t cgroup2 none /sys/fs/cgroup; in a container: --cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup",
+        ),
+    }
+}
+
+fn landlock(host: &Host) -> Finding {
+    let name = "Landlock";
+    match host.landlock {
+        Some(version @ 1..=3) => less(
+            name,
+            State::Weaker,
+            format!("version {version}: no rules for the network, which 4 has (Linux 6.7)"),
+            "boot a newer kernel if you want them; namespaces stand in front",
+        ),
+        Some(version) => good(name, format!("version {version}")),
+        None => less(
+            name,
+            State::Weaker,
+            "is not there; what an action may open rests on its mounts alone",
+            "boot Linux 5.13 or newer with landlock in lsm= (/sys/kernel/security/lsm lists what is active)",
+        ),
+    }
+}
+
+fn state_dir(host: &Host) -> Finding {
+    let name = STATE_DIR;
+    let dir = &host.state_dir;
+    let path = dir.nearest.display();
+    if let Err(error) = &dir.writable {
+        let what = format!("{path} cannot be written ({error})");
+        return less(
+            name,
+            State::Missing,
+            what,
+            "give another one with --state-dir, or its owner the right",
+        );
+    }
+    if let Some(closed) = dir.closed_above.as_ref().filter(|_| host.root) {
+        let what = format!(
+            "{} lets no other user pass, as actions at level process and overlays must",
+            closed.display()
+        );
+        return less(
+            name,
+            State::Weaker,
+            what,
+            format!("chmod o+x {}", closed.display()),
+        );
+    }
+    if !dir.exists {
+        return good(
+            name,
+            format!(
+                "will be made below {path} ({}, {} free)",
+                dir.kind,
+                rough_size(dir.free)
+            ),
+        );
+    }
+    let clones = match dir.reflinks {
+        true => "files can be cloned",
+        false => "files cannot be cloned, only linked or copied",
+    };
+    good(
+        name,
+        format!(
+            "{path} ({}, {} free; {clones})",
+            dir.kind,
+            rough_size(dir.free)
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::linux::probe::{CALLS, Fuse, IdMap, Knobs, StateDir, SubIds, Trial};
+
+    const EVERYTHING: [Step; 14] = Step::ALL;
+
+    fn able() -> Host {
+        Host {
+            root: true,
+            kernel: "6.12.1".into(),
+            missing_calls: Vec::new(),
+            trial: trial(&[]),
+            knobs: Knobs::default(),
+            fuse: Fuse {
+                device: Ok(()),
+                mode: Some(0o666),
+                fusermount: None,
+            },
+            cgroups: Cgroups::V2 {
+                group: "/sys/fs/cgroup/a".into(),
+                delegated: true,
+                missing: Vec::new(),
+            },
+            landlock: Some(6),
+            other_first_uid: None,
+            sub_ids: SubIds::default(),
+            state_dir: StateDir {
+                nearest: "/var/lib/boxwright".into(),
+                exists: true,
+                writable: Ok(()),
+                kind: "xfs".into(),
+                free: 50 << 30,
+                reflinks: true,
+                closed_above: None,
+            },
+        }
+    }
+
+    /// Everything can be done but for these, which fail with the number.
+    fn trial(but: &[(Step, i32)]) -> Trial {
+        let mut stopped = false;
+        let went = EVERYTHING.map(|step| {
+            let refused = but.iter().find(|(refused, _)| *refused == step);
+            let attempt = match refused {
+                _ if stopped => Attempt::NotTried,
+                Some((_, number)) => Attempt::Refused(io::Error::from_raw_os_error(*number)),
+                None => Attempt::Done,
+            };
+            stopped |= refused.is_some() && matches!(step, Step::User | Step::Ids | Step::Mounts);
+            (step, attempt)
+        });
+        Trial::new(IdMap::Taken(0x7000_0000), went.into())
+    }
+
+    #[test]
+    fn every_lack_says_what_to_do() {
+        let open = |knobs: Knobs, but: &[(Step, i32)], root| Host {
+            root,
+            knobs,
+            trial: trial(but),
+            ..able()
+        };
+        let user = [(Step::User, libc::EPERM)];
+        let plain = Knobs::default();
+        let hosts = [
+            ("all is well", able()),
+            (
+                "Debian of old",
+                open(
+                    Knobs {
+                        unprivileged_userns_clone: Some(0),
+                        ..plain
+                    },
+                    &user,
+                    false,
+                ),
+            ),
+            (
+                "RHEL",
+                open(
+                    Knobs {
+                        max_user_namespaces: Some(0),
+                        ..plain
+                    },
+                    &[(Step::User, libc::ENOSPC)],
+                    true,
+                ),
+            ),
+            ("used up", open(plain, &[(Step::User, libc::ENOSPC)], true)),
+            (
+                "Ubuntu",
+                open(
+                    Knobs {
+                        apparmor_restrict_userns: Some(1),
+                        ..plain
+                    },
+                    &[(Step::Mounts, libc::EPERM)],
+                    false,
+                ),
+            ),
+            ("Docker", open(plain, &user, true)),
+            (
+                "Docker with seccomp off",
+                open(plain, &[(Step::Proc, libc::EPERM)], true),
+            ),
+            (
+                "root of a container",
+                Host {
+                    other_first_uid: Some(65_534),
+                    ..open(plain, &[(Step::Ids, libc::EPERM)], true)
+                },
+            ),
+            (
+                "no capabilities",
+                open(plain, &[(Step::Ids, libc::EPERM)], true),
+            ),
+            (
+                "an old kernel and nothing set up",
+                Host {
+                    root: false,
+                    kernel: "5.4.0".into(),
+                    missing_calls: CALLS[2..].to_vec(),
+                    trial: Trial::new(
+                        IdMap::Single,
+                        EVERYTHING
+                            .map(|step| {
+                                let refused = matches!(step, Step::Overlay | Step::Fuse);
+                                let error = || io::Error::from_raw_os_error(libc::EPERM);
+                                (
+                                    step,
+                                    if refused {
+                                        Attempt::Refused(error())
+                                    } else {
+                                        Attempt::Done
+                                    },
+                                )
+                            })
+                            .into_iter()
+                            .filter(|(step, _)| *step != Step::OverlayOnState)
+                            .collect(),
+                    ),
+                    fuse: Fuse {
+                        device: Err(io::ErrorKind::NotFound.into()),
+                        mode: None,
+                        fusermount: None,
+                    },
+                    cgroups: Cgroups::V2 {
+                        group: "/".into(),
+                        delegated: false,
+                        missing: Vec::new(),
+                    },
+                    landlock: None,
+                    state_dir: StateDir {
+                        writable: Err(io::ErrorKind::PermissionDenied.into()),
+                        ..able().state_dir
+                    },
+                    ..able()
+                },
+            ),
+        ];
+        let mut said = String::new();
+        for (name, host) in hosts {
+            said += &format!("== {name}\n");
+            for finding in findings(&host) {
+                assert_eq!(finding.remedy.is_none(), finding.state == State::Good);
+                // What is well on every other host is said once.
+                if finding.state != State::Good || name == "all is well" {
+                    let (state, name, what) = (finding.state.name(), finding.name, finding.what);
+                    let remedy = finding.remedy.unwrap_or_default();
+                    said += &format!("{state} {name}: {what}\n  {remedy}\n");
+                }
+            }
+        }
+        insta::assert_snapshot!(said);
+    }
+
+    #[test]
+    fn a_probe_that_died_proves_nothing() {
+        for known in [
+            &EVERYTHING[..0],
+            &EVERYTHING[..1],
+            &EVERYTHING[..2],
+            &EVERYTHING[..7],
+        ] {
+            let went = known.iter().map(|step| (*step, Attempt::Done)).collect();
+            let host = Host {
+                trial: Trial::new(IdMap::Taken(0x7000_0000), went),
+                ..able()
+            };
+            assert!(lacks_for_full(&host)[0].contains("died"), "{known:?}");
+        }
+    }
+
+    #[test]
+    fn the_state_directory_is_no_reason_against_level_full() {
+        let mut host = able();
+        assert_eq!(lacks_for_full(&host), [""; 0]);
+        host.state_dir.writable = Err(io::ErrorKind::PermissionDenied.into());
+        assert_eq!(lacks_for_full(&host), [""; 0]);
+        host.trial = trial(&[(Step::Proc, libc::EPERM)]);
+        assert_eq!(lacks_for_full(&host).len(), 1);
+    }
+}

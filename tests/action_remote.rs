@@ -1,0 +1,152 @@
+//! An action between its store and a remote CAS: what it asks for says on whose behalf, what its result needs is there.
+
+#[path = "common/action.rs"]
+mod common;
+#[path = "common/faulty_cas/mod.rs"]
+mod faulty_cas;
+
+use std::sync::Arc;
+
+use boxwright::action::Ending;
+use boxwright::reapi::proto::re;
+use boxwright::scheduler::Lease;
+use bytes::Bytes;
+use common::{Bench, F, action, lease, sh};
+use faulty_cas::FaultyCas;
+use prost::Message;
+use tokio_util::sync::CancellationToken;
+
+fn message(server: &FaultyCas, message: &impl Message) -> boxwright::reapi::Digest {
+    server.put(Bytes::from(message.encode_to_vec()))
+}
+
+fn node(name: &str, digest: boxwright::reapi::Digest) -> re::FileNode {
+    re::FileNode {
+        name: name.into(),
+        digest: Some(digest.to_proto()),
+        ..Default::default()
+    }
+}
+
+/// A command over a root with a small and a large file in two new directories, which leaves small and large outputs.
+fn work(server: &FaultyCas) -> re::Action {
+    let below = |name: &str, file| re::DirectoryNode {
+        name: name.into(),
+        digest: Some(
+            message(
+                server,
+                &re::Directory {
+                    files: vec![file],
+                    ..Default::default()
+                },
+            )
+            .to_proto(),
+        ),
+    };
+    let small = server.put(Bytes::from_static(b"small"));
+    let large = server.put(Bytes::from(vec![7; 6_000_000]));
+    let root = message(
+        server,
+        &re::Directory {
+            directories: vec![
+                below("a", node("small", small)),
+                below("b", node("large", large)),
+            ],
+            ..Default::default()
+        },
+    );
+    let command = message(
+        server,
+        &re::Command {
+            output_paths: ["out", "copy", "one", "again", "none"]
+                .map(str::to_owned)
+                .to_vec(),
+            ..sh(
+                "mkdir out; for n in $(seq 300); do echo $n > out/$n; done; \
+                 head -c 7000000 b/large > copy; cat a/small b/large > copy; echo 1 > one; echo 1 > again; : > none",
+            )
+        },
+    );
+    action(command, root)
+}
+
+#[tokio::test]
+async fn every_call_for_an_action_names_it_and_who_asked() {
+    let server = FaultyCas::start().await;
+    let action = work(&server);
+    let bench = Bench::with_remote(Some(Arc::new(server.client())), |_| {});
+    let lease = Lease {
+        origin: Some(re::RequestMetadata {
+            tool_invocation_id: "the build".into(),
+            action_mnemonic: "Genrule".into(),
+            tool_details: Some(re::ToolDetails {
+                tool_name: "bazel".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..lease(&action)
+    };
+    let cancel = CancellationToken::new();
+    let finished = bench.runner.run(&lease, 0, &cancel, &|_| {}).await;
+    bench.runner.settle().await;
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    let id = F.digest(&action.encode_to_vec()).hash_hex();
+    let seen = server.state.seen.lock();
+    for call in [
+        "GetTree",
+        "BatchReadBlobs",
+        "Read",
+        "FindMissingBlobs",
+        "BatchUpdateBlobs",
+        "Write",
+    ] {
+        let told = seen
+            .metadata_of
+            .get(call)
+            .unwrap_or_else(|| panic!("no {call}"));
+        for metadata in told {
+            assert_eq!(metadata.action_id, id, "{call}");
+            assert_eq!(metadata.tool_invocation_id, "the build", "{call}");
+            assert_eq!(metadata.action_mnemonic, "Genrule", "{call}");
+            let tool = metadata.tool_details.as_ref().unwrap();
+            assert_eq!(tool.tool_name, "boxwright", "{call}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_blob_of_a_result_is_at_the_remote() {
+    let server = FaultyCas::start().await;
+    let action = work(&server);
+    let bench = Bench::with_remote(Some(Arc::new(server.client())), |_| {});
+    let finished = bench.run_action(action, CancellationToken::new()).await;
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    let result = finished.result.unwrap();
+    let there = |digest: Option<&re::Digest>| {
+        let digest = boxwright::reapi::Digest::from_proto(F, digest).unwrap();
+        match digest.is_empty() {
+            true => Bytes::new(),
+            false => server.get(digest).expect("the remote has it"),
+        }
+    };
+    let file = |path: &str| {
+        let file = result.output_files.iter().find(|f| f.path == path).unwrap();
+        there(file.digest.as_ref())
+    };
+    assert!(file("copy") == [&b"small"[..], &[7; 6_000_000]].concat());
+    assert_eq!(
+        (&file("one")[..], &file("again")[..]),
+        (&b"1\n"[..], &b"1\n"[..])
+    );
+    assert_eq!(file("none"), "");
+    let tree = there(result.output_directories[0].tree_digest.as_ref());
+    let tree = re::Tree::decode(tree).unwrap();
+    let files = tree.root.unwrap().files;
+    assert_eq!(files.len(), 300);
+    for file in files {
+        assert_eq!(there(file.digest.as_ref()), format!("{}\n", file.name));
+    }
+    assert_eq!(server.calls("FindMissingBlobs"), 1);
+    assert_eq!(server.calls("BatchUpdateBlobs"), 1);
+}

@@ -1,0 +1,40 @@
+//! A small file system for tests that fill one.
+
+use std::path::Path;
+use std::process::Command;
+
+/// A tmpfs, unmounted when dropped.
+pub(crate) struct Mounted(tempfile::TempDir);
+
+impl Mounted {
+    /// With these options of `mount`; `None`, and a word on why, where nothing can be mounted.
+    pub(crate) fn new(options: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(dir.path())
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Mounted(dir)),
+            Ok(output) => {
+                let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                eprintln!("SKIPPED: cannot mount a small file system: {why}");
+                None
+            }
+            Err(why) => {
+                eprintln!("SKIPPED: cannot mount a small file system: {why}");
+                None
+            }
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}

@@ -1,0 +1,120 @@
+//! What a command may use, and what is known of it afterwards.
+
+use boxwright::sandbox::{End, Limits, Sandbox, UsageSource};
+
+use super::bed::{Bed, text};
+
+const MIB: u64 = 1 << 20;
+
+/// A bed on a host that can limit; `None`, and says so, on another one.
+fn limiting(bed: Bed) -> Option<Bed> {
+    let all = Limits {
+        memory: Some(64 * MIB),
+        pids: Some(20),
+        ..Limits::default()
+    };
+    match bed.sandbox.unenforced(&all).first() {
+        None => Some(bed),
+        Some(lacks) => {
+            println!(
+                "SKIPPED: this host does not limit {lacks}: {}",
+                bed.sandbox.limits_in_words()
+            );
+            None
+        }
+    }
+}
+
+#[tokio::test]
+async fn memory_that_is_not_there_is_an_end_of_its_own() {
+    let Some(bed) = limiting(Bed::new()) else {
+        return;
+    };
+    let scripts = [
+        "exec tail /dev/zero",
+        // The one that is killed is not the one that is waited for.
+        "tail /dev/zero; exit 0",
+        "head -c 200000000 /dev/zero > /tmp/file; exit 0",
+        "head -c 200000000 /dev/zero > /dev/shm/file; exit 0",
+        "(tail /dev/zero &) ; sleep 3",
+    ];
+    for script in scripts {
+        let mut spec = bed.shell(script);
+        spec.limits.memory = Some(64 * MIB);
+        let outcome = bed.run(spec).await;
+        assert_eq!(
+            outcome.end,
+            End::OutOfMemory {
+                limit: Some(64 * MIB)
+            },
+            "{script}"
+        );
+        let outcome = bed.run(bed.shell("exit 6")).await;
+        assert_eq!(outcome.end, End::Exited(6), "after {script}");
+    }
+}
+
+#[tokio::test]
+async fn a_neighbour_does_not_pay() {
+    let Some(bed) = limiting(Bed::with_slots(2)) else {
+        return;
+    };
+    let mut bomb = bed.shell("exec tail /dev/zero");
+    bomb.limits.memory = Some(64 * MIB);
+    let neighbour = bed.shell("while [ ! -e over ]; do sleep 0.01; done; echo well");
+    let neighbour = bed.sandbox.run(1, neighbour, Default::default());
+    let (neighbour, bomb) = tokio::join!(neighbour, async {
+        let outcome = bed.run(bomb).await;
+        bed.file("over", "", 0o644);
+        outcome
+    });
+    assert_eq!(
+        bomb.end,
+        End::OutOfMemory {
+            limit: Some(64 * MIB)
+        }
+    );
+    assert_eq!(text(&neighbour.unwrap().stdout), "well\n");
+}
+
+#[tokio::test]
+async fn there_are_no_more_processes_than_allowed() {
+    let Some(bed) = limiting(Bed::new()) else {
+        return;
+    };
+    let mut spec = bed.shell("i=0; while [ $i -lt 40 ]; do sleep 60 & i=$((i+1)); done");
+    spec.limits.pids = Some(20);
+    let outcome = bed.run(spec).await;
+    assert!(
+        matches!(outcome.end, End::Exited(code) if code != 0),
+        "{:?}",
+        outcome.end
+    );
+    assert!(
+        text(&outcome.stderr).contains("fork"),
+        "{}",
+        text(&outcome.stderr)
+    );
+}
+
+#[tokio::test]
+async fn what_nobody_waited_for_is_counted_too() {
+    let Some(bed) = limiting(Bed::new()) else {
+        return;
+    };
+    let burn = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+    // A daemon burns, and is killed with the rest.
+    let script = format!(
+        "(setsid sh -c '{burn}; touch burnt; sleep 60' &); while [ ! -e burnt ]; do sleep 0.01; done"
+    );
+    let outcome = bed.run(bed.shell(&script)).await;
+    let usage = outcome.usage;
+    assert_ne!(usage.source, UsageSource::Wait4);
+    assert!(usage.user.as_millis() >= 30, "{usage:?}");
+    let quiet = bed.run(bed.shell(":")).await.usage;
+    assert!(quiet.user < usage.user, "{quiet:?}");
+    let Some(peak) = usage.peak_memory else {
+        return;
+    };
+    assert!(peak > 100_000, "{usage:?}");
+}

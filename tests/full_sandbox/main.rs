@@ -1,0 +1,65 @@
+//! The `full` level keeps its promises: all of those of the `process` level, and its own. As root it runs everything twice, the
+//! second time as an ordinary user.
+
+mod bed;
+#[path = "../process_sandbox/command.rs"]
+mod command;
+mod crashes;
+#[path = "../process_sandbox/ending.rs"]
+mod ending;
+mod limits;
+#[path = "../process_sandbox/output.rs"]
+mod output;
+mod view;
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::process::Command;
+
+use bed::{is_root, launcher_executable, unused_id};
+
+/// Runs this file's tests once more without root, in a user namespace that anybody may make.
+#[test]
+fn all_of_it_without_root() {
+    if !is_root() {
+        println!("SKIPPED: this is the run without root, or there is no root to give up");
+        return;
+    }
+    // Copies, as the build's own directory may be closed to others.
+    let dir = tempfile::tempdir().unwrap();
+    let open = |path: &std::path::Path| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    open(dir.path());
+    let tests = dir.path().join("tests");
+    let launcher = dir.path().join("boxwright");
+    std::fs::copy(std::env::current_exe().unwrap(), &tests).unwrap();
+    std::fs::copy(launcher_executable(), &launcher).unwrap();
+    open(&tests);
+    open(&launcher);
+    let uid = unused_id();
+    let temp = dir.path().join("tmp");
+    std::fs::create_dir(&temp).unwrap();
+    chown(&temp, Some(uid), Some(uid)).unwrap();
+    let output = Command::new("setpriv")
+        .args([format!("--reuid={uid}"), format!("--regid={uid}")])
+        .args(["--clear-groups", "--"])
+        .arg(&tests)
+        .args(["--skip", "all_of_it_without_root", "--test-threads", "1"])
+        .env("BOXWRIGHT_TEST_LAUNCHER", &launcher)
+        .env("TMPDIR", &temp)
+        .current_dir("/")
+        .output();
+    let output = match output {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            println!("SKIPPED: there is no setpriv (util-linux) to give up root with");
+            return;
+        }
+        output => output.unwrap(),
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("test result: ok"),
+        "{said}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

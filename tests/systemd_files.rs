@@ -1,0 +1,112 @@
+//! The files of `systemd/` say what this program understands.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("systemd")
+        .join(name)
+}
+
+fn text(name: &str) -> String {
+    std::fs::read_to_string(file(name)).unwrap()
+}
+
+fn check(path: &Path) {
+    let output = Command::new(env!("CARGO_BIN_EXE_boxwright"))
+        .args(["worker", "--check-config", "--config"])
+        .arg(path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", path.display());
+}
+
+#[test]
+fn the_example_is_a_good_configuration() {
+    check(&file("worker.toml"));
+}
+
+/// What stands behind `#` is either prose or a setting; the settings are good ones too.
+#[test]
+fn what_the_example_shows_as_default_is_a_good_configuration() {
+    let keys = |line: &&str| {
+        let shown = line
+            .strip_prefix("# ")
+            .and_then(|rest| rest.split_once(" = "));
+        shown.is_some_and(|(key, _)| {
+            boxwright::config::keys::KEYS
+                .iter()
+                .any(|known| known.name == key)
+        })
+    };
+    let text = text("worker.toml");
+    let (above, below) = text.split_once("\n[platform]").unwrap();
+    let shown: Vec<&str> = above.lines().filter(keys).map(|line| &line[2..]).collect();
+    assert!(shown.len() > 12, "{shown:?}");
+    let plain: Vec<&str> = above
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .collect();
+    let whole = format!(
+        "{}\n{}\n[platform]{below}",
+        plain.join("\n"),
+        shown.join("\n")
+    );
+    let place = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(place.path(), whole).unwrap();
+    check(place.path());
+}
+
+/// A unit that breaks the sandbox would be found out by the first action only.
+#[test]
+fn the_unit_delegates_and_does_not_break_the_sandbox() {
+    let unit = text("boxwright-worker.service");
+    let set = |name: &str| {
+        unit.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+    };
+    assert_eq!(set("Delegate"), Some("cpu memory pids io"));
+    assert_eq!(set("DelegateSubgroup"), Some("daemon"));
+    assert_eq!(set("KillMode"), Some("mixed"));
+    assert_eq!(set("OOMPolicy"), Some("continue"));
+    assert_eq!(set("TasksMax"), Some("infinity"));
+    for breaks in [
+        "PrivateUsers",
+        "RestrictNamespaces",
+        "NoNewPrivileges",
+        "ProtectProc",
+        "ProcSubset",
+        "ProtectKernelTunables",
+        "ProtectKernelLogs",
+        "ProtectControlGroups",
+        "PrivateDevices",
+        "DeviceAllow",
+        "ProtectClock",
+        "LockPersonality",
+        "RestrictAddressFamilies",
+        "RestrictRealtime",
+        "RestrictSUIDSGID",
+        "ProtectHostname",
+        "SystemCallArchitectures",
+        "MemoryDenyWriteExecute",
+        "SystemCallFilter",
+    ] {
+        assert_eq!(set(breaks), None, "{breaks}");
+    }
+    let capabilities = set("CapabilityBoundingSet").unwrap();
+    for needed in [
+        "CAP_SYS_ADMIN",
+        "CAP_SETUID",
+        "CAP_SETGID",
+        "CAP_CHOWN",
+        "CAP_KILL",
+    ] {
+        assert!(capabilities.split(' ').any(|c| c == needed), "{needed}");
+    }
+    // What the unit starts is what the command line has.
+    let program = set("ExecStart").unwrap();
+    assert!(program.starts_with("/usr/bin/boxwright worker --config /etc/boxwright/"));
+    assert!(text("apparmor-boxwright").contains("/usr/{,local/}bin/boxwright"));
+}
