@@ -7,13 +7,15 @@ mod faulty_cas;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use boxwright::action::Ending;
 use boxwright::reapi::Digest;
 use boxwright::reapi::proto::re;
-use common::{Bench, sh};
+use common::{Bench, F, action, sh};
 use faulty_cas::FaultyCas;
+use prost::Message;
+use tokio_util::sync::CancellationToken;
 
 const FILES: usize = 60;
 /// Files of the tree that nobody reads.
@@ -45,46 +47,52 @@ fn bench(cas: &FaultyCas, before: Option<&Path>) -> Option<Bench> {
     Bench::fuse_after(Some(Arc::new(remote)), before, |_| {})
 }
 
-async fn run(bench: &Bench, root: Digest) -> Duration {
+/// Runs a command that reads the files one after the other; the id of its action.
+async fn run(bench: &Bench, root: Digest) -> String {
     let last = FILES - 1;
     let script = format!("for n in $(seq -w 0 {last}); do cat f0$n; done | wc -l");
-    let begun = Instant::now();
-    let finished = bench.run(sh(&script), root).await;
-    let took = begun.elapsed();
+    let action = action(bench.put_message(&sh(&script)), root);
+    let id = F.digest(&action.encode_to_vec()).hash_hex();
+    let finished = bench.run_action(action, CancellationToken::new()).await;
     assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
     let lines = format!("{}\n", FILES * 50);
     assert_eq!(&finished.result.unwrap().stdout_raw[..], lines.as_bytes());
-    took
+    id
+}
+
+/// The groups in which files were fetched since the last time; each call said for which action it was.
+fn groups(cas: &FaultyCas, action: &str) -> Vec<usize> {
+    let mut seen = cas.state.seen.lock();
+    let told = seen.metadata_of.remove("BatchReadBlobs").unwrap();
+    for metadata in &told {
+        assert_eq!(metadata.action_id, action, "{told:?}");
+    }
+    std::mem::take(&mut seen.batches)
+        .iter()
+        .map(Vec::len)
+        .collect()
 }
 
 #[tokio::test]
 async fn the_second_run_of_a_command_does_not_wait_for_each_file() {
     let cas = FaultyCas::start().await;
-    cas.faults(|faults| faults.latency = Duration::from_millis(20));
     let Some(first) = bench(&cas, None) else {
         return;
     };
-    let cold = {
-        let (root, idle) = root(&first, &cas, 1);
-        let cold = run(&first, root).await;
-        let seen = cas.state.seen.lock();
-        assert!(idle.iter().all(|digest| !seen.sent.contains_key(digest)));
-        cold
-    };
-    assert!(cold > Duration::from_millis(20) * FILES as u32, "{cold:?}");
-    let learnt = first.dir.path().join("learnt");
-    std::fs::create_dir(&learnt).unwrap();
-    let from = first.dir.path().join("input-profiles");
+    let (tree, idle) = root(&first, &cas, 1);
+    let id = run(&first, tree).await;
+    // Each was fetched when it was asked for.
+    assert_eq!(groups(&cas, &id), [1; FILES]);
     // What it has learnt is written at the latest when it ends.
-    let dir = first.end();
-    std::fs::copy(from, learnt.join("input-profiles")).unwrap();
+    let learnt = first.end();
+    let learnt = learnt.path().join("input-profiles");
 
-    let second = bench(&cas, Some(&learnt.join("input-profiles"))).unwrap();
+    let second = bench(&cas, Some(&learnt)).unwrap();
     // Each file is another one by now.
-    let (root, idle) = root(&second, &cas, 2);
-    let warned = run(&second, root).await;
-    assert!(warned * 3 < cold, "{warned:?} after {cold:?}");
+    let (tree, idle_too) = root(&second, &cas, 2);
+    let id = run(&second, tree).await;
+    assert_eq!(groups(&cas, &id), [FILES]);
     let seen = cas.state.seen.lock();
-    assert!(idle.iter().all(|digest| !seen.sent.contains_key(digest)));
-    drop(dir);
+    let mut unread = idle.iter().chain(&idle_too);
+    assert!(unread.all(|digest| !seen.sent.contains_key(digest)));
 }

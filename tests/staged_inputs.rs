@@ -99,6 +99,7 @@ impl World {
             outputs: Vec::new(),
             shapes: Vec::new(),
             writable: false,
+            watched: false,
             name: "action-1".to_owned(),
             tree: tree.clone(),
             directories: directories.iter().map(|d| (*d).to_owned()).collect(),

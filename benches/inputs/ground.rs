@@ -113,6 +113,7 @@ pub(crate) async fn stage(roots: &Arc<dyn InputRoots>, tree: &Arc<Tree>) -> Box<
         owner: Some(OWNER),
         shapes: Vec::new(),
         writable: false,
+        watched: false,
         hold: None,
     };
     roots.stage(request).await.expect("a root")

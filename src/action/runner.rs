@@ -10,14 +10,16 @@ use tokio_util::sync::CancellationToken;
 use super::ending::{out_of_memory, timed_out};
 use super::isolation::isolation;
 use super::publish::{self, Stream};
+use super::report;
 use super::resolve::{self, Resolved};
 use super::usage;
-use super::{Ending, Finished, LiveOutput, Settings};
+use super::{Ending, Finished, LiveOutput, ServerLog, Settings};
 use crate::cas::{self, Cas, Held};
 use crate::config::Owner;
 use crate::inputs::{Beneath, InputError, InputRoots, StageRequest, StagedRoot};
 use crate::observe::{self, ActionRecord};
 use crate::outputs::{self, CollectRequest, Collected, OutputError};
+use crate::reapi::any::pack;
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction, time};
 use crate::sandbox::{
@@ -188,6 +190,7 @@ impl Runner {
             shapes: resolved.command.shapes(),
             // Who makes a root of it changes what is in it.
             writable: resolved.demand.view.root == RootShape::Input,
+            watched: self.reports(resolved),
             owner,
             hold,
         };
@@ -290,6 +293,16 @@ impl Runner {
         }
         let begun = Instant::now();
         journey.metadata.output_upload_start_timestamp = Some(time::now());
+        let report = match self.reports(resolved) {
+            true => {
+                let parts = &self.parts;
+                let strategy = parts.inputs.name();
+                let (store, function) = (parts.cas.local(), journey.lease.function);
+                let tree = &resolved.tree;
+                Some(report::keep(store, function, resolved.digest, tree, staged, strategy).await?)
+            }
+            false => None,
+        };
         let function = journey.lease.function;
         let keep = self.parts.settings.keep_output;
         let (ending, exit_code, notice) = conclude(&outcome, resolved, keep);
@@ -335,6 +348,7 @@ impl Runner {
             .iter()
             .copied()
             .chain(streams.into_iter().flatten())
+            .chain(report.as_ref().and_then(|report| report.digest))
             .collect();
         or_cancelled(journey.cancel, async {
             let published = self.parts.cas.publish_held(&blobs, &held).await;
@@ -351,6 +365,15 @@ impl Runner {
         metadata.worker_completed_timestamp = now;
         let isolation = isolation(journey.record.sandbox, &resolved.demand.view);
         metadata.auxiliary_metadata.push(isolation);
+        let logs: Vec<ServerLog> = { report.and_then(|report| report.digest).into_iter() }
+            .map(|digest| ServerLog {
+                name: report::NAME,
+                digest,
+            })
+            .collect();
+        // Not every scheduler has a place for logs, and a cache has none.
+        let told = logs.iter().map(|log| pack(&log.file()));
+        metadata.auxiliary_metadata.extend(told);
         let result = re::ActionResult {
             exit_code,
             stdout_raw: stdout.raw,
@@ -364,9 +387,15 @@ impl Runner {
             cacheable: ending == Ending::Exited(0) && !resolved.do_not_cache,
             message: left_out(&collected.left_out),
             details: Vec::new(),
+            logs,
             result: Some(result),
             ending,
         })
+    }
+
+    fn reports(&self, resolved: &Resolved) -> bool {
+        let asked = resolved.demand.input_report;
+        asked.unwrap_or(self.parts.settings.input_report)
     }
 
     /// How an action ends whose command could not read an input.
@@ -527,6 +556,7 @@ pub(super) mod tests {
             strategies: Strategies::at(&[Level::Process]),
             platform: Vec::new(),
             ignored_properties: Vec::new(),
+            input_report: false,
             scratch: std::env::temp_dir(),
         }
     }

@@ -2,6 +2,7 @@
 //! root; [`staged::Staged`] the plainest: real files in a directory per action.
 
 pub mod fuse;
+pub mod report;
 pub mod staged;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::config::Owner;
 use crate::reapi::Digest;
 use crate::reapi::status::MissingBlob;
 use crate::tree::{Tree, quote};
+pub use report::Used;
 
 /// What to make visible.
 #[derive(Clone, Debug)]
@@ -36,6 +38,8 @@ pub struct StageRequest {
     pub shapes: Vec<u64>,
     /// Whether the command may write everywhere. If not, directories without outputs may be read-only.
     pub writable: bool,
+    /// Whether somebody wants to know what the command does with its inputs; it may be slower then.
+    pub watched: bool,
     /// Kept until nothing of the root is left on the disk, whatever becomes of the call: who waits for the slot's
     /// last root to go waits for this.
     pub hold: Hold,
@@ -110,6 +114,10 @@ pub trait StagedRoot: Send + Sync {
     }
     /// Says how long inputs that were not local yet have kept readers waiting so far; `None` if they all were.
     fn waited(&self) -> Option<Waited> {
+        None
+    }
+    /// What the command has done with its inputs; `None` if nobody wanted to know, or if it is not to be known.
+    fn used(&self) -> Option<Used> {
         None
     }
     /// Takes it down.

@@ -34,7 +34,7 @@ pub(super) struct Contents {
     /// Reads that wait, by the number of their request.
     waiting: Mutex<HashMap<u64, CancellationToken>>,
     /// Who is to be told.
-    pub(super) watches: Watches,
+    pub(super) watches: Arc<Watches>,
 }
 
 impl Contents {
@@ -46,7 +46,15 @@ impl Contents {
                 NonZeroUsize::new(OPEN).unwrap_or(NonZeroUsize::MIN),
             )),
             waiting: Mutex::default(),
-            watches: Watches::default(),
+            watches: Arc::default(),
+        }
+    }
+
+    /// For another file system, whose requests have numbers of their own; the same ones are told.
+    pub(super) fn beside(&self) -> Contents {
+        Contents {
+            watches: self.watches.clone(),
+            ..Contents::new(self.cas.clone(), self.runtime.clone())
         }
     }
 
@@ -142,9 +150,11 @@ impl Contents {
         self.waiting.lock().insert(request, interrupted.clone());
         let wait = self.watches.wait(wanted.digest);
         let cas = self.cas.clone();
-        let fetch = self
-            .runtime
-            .spawn(async move { cas.fetch(&[wanted]).await });
+        let fetch = async move { cas.fetch(&[wanted]).await };
+        let fetch = match wait.behalf() {
+            Some(behalf) => self.runtime.spawn(behalf.pass_on(fetch)),
+            None => self.runtime.spawn(fetch),
+        };
         // Dropped, it ends the download, unless somebody else waits for it too.
         let mut fetch = AbortOnDropHandle::new(fetch);
         let fetched = tokio::select! {

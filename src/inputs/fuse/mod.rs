@@ -19,6 +19,7 @@ mod mounts;
 mod nodes;
 mod plan;
 mod profiles;
+mod record;
 mod root;
 mod server;
 mod subtree;
@@ -39,7 +40,7 @@ pub use mounts::private_mounts;
 pub use tree_mount::TreeMount;
 
 use super::{InputError, InputRoots, StageRequest, StagedRoot, blocking, named};
-use crate::cas::Cas;
+use crate::cas::{Behalf, Cas};
 use crate::config::Owner;
 use crate::tree::{Directory, Tree};
 use content::Contents;
@@ -125,6 +126,7 @@ impl FuseRoots {
             owner: None,
             shapes: Vec::new(),
             writable: false,
+            watched: false,
             hold: None,
         };
         let shown = self.show(&request)?;
@@ -137,7 +139,8 @@ impl FuseRoots {
     }
 
     fn show(&self, request: &StageRequest) -> Result<Root, InputError> {
-        show(&self.shared, &self.subtrees, request, self.number())
+        let behalf = Behalf::current();
+        show(&self.shared, &self.subtrees, request, self.number(), behalf)
     }
 
     fn number(&self) -> u64 {
@@ -174,6 +177,7 @@ fn show(
     subtrees: &Subtrees,
     request: &StageRequest,
     action: u64,
+    behalf: Behalf,
 ) -> Result<Root, InputError> {
     let subtree = subtrees.of(&request.tree, action).ok_or_else(|| {
         // The door promises a whole tree.
@@ -186,7 +190,7 @@ fn show(
             return Err(InputError::Missing(named(&request.tree, lacking)));
         }
     }
-    Root::show(shared.clone(), request, subtree, action)
+    Root::show(shared.clone(), request, subtree, action, behalf)
 }
 
 #[async_trait]
@@ -198,8 +202,9 @@ impl InputRoots for FuseRoots {
     async fn stage(&self, request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError> {
         let (shared, subtrees, action) =
             (self.shared.clone(), self.subtrees.clone(), self.number());
-        let shown = blocking("stage", move || show(&shared, &subtrees, &request, action)).await?;
-        Ok(Box::new(shown))
+        let behalf = Behalf::current();
+        let show = move || show(&shared, &subtrees, &request, action, behalf);
+        Ok(Box::new(blocking("stage", show).await?))
     }
 }
 

@@ -9,12 +9,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::layers::Layer;
 use super::mounts;
+use super::record::Recorded;
 use super::subtree::Subtree;
 use super::views::Kept;
 use super::watch::Watch;
 use super::{Shared, plan, upper};
+use crate::cas::Behalf;
 use crate::config::Owner;
-use crate::inputs::{Beneath, Hold, InputError, StageRequest, StagedRoot, Waited, blocking};
+use crate::inputs::{Beneath, Hold, InputError, StageRequest, StagedRoot, Used, Waited, blocking};
 use crate::reapi::status::MissingBlob;
 use crate::tree::Tree;
 
@@ -41,6 +43,8 @@ struct Shown {
     mounted: bool,
     /// Stay while they are in use.
     views: Vec<Arc<Kept>>,
+    /// What shows the tree instead, if it is to be known what is done with it.
+    recorded: Option<Recorded>,
     _subtree: Arc<Subtree>,
     _hold: Hold,
 }
@@ -52,6 +56,7 @@ impl Root {
         request: &StageRequest,
         subtree: Arc<Subtree>,
         action: u64,
+        behalf: Behalf,
     ) -> Result<Self, InputError> {
         let owner = request.owner.unwrap_or(shared.own);
         let ways = request
@@ -64,7 +69,7 @@ impl Root {
             path: layer.root.clone(),
             upper: layer.upper(),
             tree: request.tree.clone(),
-            watch: shared.contents.watches.begin(subtree.clone()),
+            watch: shared.contents.watches.begin(subtree.clone(), behalf),
             shapes: request.shapes.clone(),
             ahead: None,
             shown: Some(Shown {
@@ -72,6 +77,7 @@ impl Root {
                 layer,
                 mounted: false,
                 views: Vec::new(),
+                recorded: None,
                 _subtree: subtree.clone(),
                 _hold: request.hold.clone(),
             }),
@@ -100,6 +106,14 @@ impl Root {
             return Ok(());
         };
         upper::prepare(&self.upper, subtree, ways, owner)?;
+        if request.watched {
+            let recorded = Recorded::show(&self.shared, subtree.clone(), owner)?;
+            let recorded = shown.recorded.insert(recorded);
+            let overlay = mounts::overlay(&recorded.at, &self.upper, &shown.layer.work())?;
+            mounts::attach(overlay, &self.path)?;
+            shown.mounted = true;
+            return Ok(());
+        }
         let views = &self.shared.views;
         let whole = views.shared(subtree, owner);
         shown.views.push(whole.clone());
@@ -133,7 +147,8 @@ impl Root {
             return;
         }
         let cas = cas.clone();
-        let fetching = self.shared.runtime.spawn(async move {
+        let behalf = self.watch.behalf.clone();
+        let fetching = self.shared.runtime.spawn(behalf.pass_on(async move {
             // In turns, so that what somebody waits for meanwhile does not wait for all of it.
             for some in wanted.chunks(AHEAD) {
                 if let Err(error) = cas.fetch(some).await {
@@ -141,7 +156,7 @@ impl Root {
                     tracing::debug!("cannot fetch inputs ahead: {error}");
                 }
             }
-        });
+        }));
         self.ahead = Some(AbortOnDropHandle::new(fetching));
     }
 
@@ -170,6 +185,9 @@ impl Shown {
     fn remove(self) -> Result<(), InputError> {
         let given_back = self.shared.layers.give_back(self.layer, self.mounted);
         drop(self.views);
+        if let Some(recorded) = self.recorded {
+            recorded.take_down();
+        }
         self.shared.views.shrink();
         given_back
     }
@@ -222,6 +240,11 @@ impl StagedRoot for Root {
     fn waited(&self) -> Option<Waited> {
         let watch = self.watch.clone();
         Some(Arc::new(move || watch.waited()))
+    }
+
+    fn used(&self) -> Option<Used> {
+        let recorded = self.shown.as_ref()?.recorded.as_ref()?;
+        Some(recorded.recorder.so_far())
     }
 
     async fn remove(self: Box<Self>) -> Result<(), InputError> {

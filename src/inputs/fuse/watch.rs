@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::subtree::Subtree;
-use crate::cas::CasError;
+use crate::cas::{Behalf, CasError};
 use crate::reapi::Digest;
 
 /// Contents that are remembered to have been read by one action.
@@ -30,6 +30,8 @@ pub(super) struct Watches {
 /// One of them.
 pub(super) struct Watch {
     root: Arc<Subtree>,
+    /// Whom its downloads are made for.
+    pub(super) behalf: Behalf,
     contents: OnceLock<HashSet<Digest>>,
     seen: Mutex<Seen>,
     listed: Arc<AtomicUsize>,
@@ -55,9 +57,10 @@ pub(super) struct Failed {
 
 impl Watches {
     /// Watches an action with this tree as long as the result lives.
-    pub(super) fn begin(&self, root: Arc<Subtree>) -> Arc<Watch> {
+    pub(super) fn begin(&self, root: Arc<Subtree>, behalf: Behalf) -> Arc<Watch> {
         let watch = Arc::new(Watch {
             root,
+            behalf,
             contents: OnceLock::new(),
             seen: Mutex::default(),
             listed: self.listed.clone(),
@@ -161,6 +164,11 @@ pub(super) struct Wait {
 }
 
 impl Wait {
+    /// Whom it is fetched for: of several whose tree holds it, the one that runs for the longest time.
+    pub(super) fn behalf(&self) -> Option<Behalf> {
+        self.concerned.first().map(|watch| watch.behalf.clone())
+    }
+
     /// It came.
     pub(super) fn over(self) {
         for watch in &self.concerned {

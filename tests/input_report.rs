@@ -1,0 +1,190 @@
+//! The report of what a command did with its inputs: exact, the same every time, and only where somebody asked.
+
+#[path = "common/action.rs"]
+mod common;
+
+use boxwright::action::{Ending, Finished};
+use boxwright::reapi::Digest;
+use boxwright::reapi::any::unpack;
+use boxwright::reapi::proto::re;
+use common::{Bench, action, sh};
+use tokio_util::sync::CancellationToken;
+
+const SCRIPT: &str = "cat src/main.c src/empty link > /dev/null; ./tool; ls listed; cat < src/same-2 > /dev/null; \
+     [ -f src/stamp ]; [ -e src/main.h ]; [ -e include/main.h ]; [ -e src/\u{fc}.h ]; echo made > src/made.o; \
+     mkdir -p out/below; [ -e out/none ]; echo more >> src/grows; exit 3";
+
+const REPORT: &str = "inputs: 15 files and links, 4094 bytes
+read: 6, 56 bytes
+looked at, never read: 1, 5 bytes
+never used: 8, 4033 bytes
+looked up in vain: 3
+
+read:
+0\tlink
+0\tsrc/empty
+5\tsrc/grows
+9\tsrc/main.c
+12\tsrc/same-2
+30\ttool
+
+looked at, never read:
+5\tsrc/stamp
+
+never used:
+2\tlisted/ (2)
+2\tother
+12\tsrc/same-1
+15\tsrc/unread
+4002\ttools/ (3)
+
+looked up in vain:
+include
+src/main.h
+src/\u{fc}.h
+";
+
+fn file(bench: &Bench, name: &str, content: &[u8]) -> re::FileNode {
+    re::FileNode {
+        name: name.into(),
+        digest: Some(bench.put(content).to_proto()),
+        is_executable: content.starts_with(b"#!"),
+        ..Default::default()
+    }
+}
+
+fn below(bench: &Bench, name: &str, directory: &re::Directory) -> re::DirectoryNode {
+    re::DirectoryNode {
+        name: name.into(),
+        digest: Some(bench.put_message(directory).to_proto()),
+    }
+}
+
+fn tree(bench: &Bench) -> Digest {
+    let files = |files: &[(&str, &[u8])]| re::Directory {
+        files: { files.iter() }
+            .map(|(name, content)| file(bench, name, content))
+            .collect(),
+        ..Default::default()
+    };
+    let tools = files(&[("cc", &[b'c'; 3000]), ("ld", &[b'l'; 1000])]);
+    let both = re::Directory {
+        directories: vec![below(bench, "a", &tools), below(bench, "b", &files(&[]))],
+        ..files(&[("version", b"1\n")])
+    };
+    bench.put_message(&re::Directory {
+        directories: vec![
+            below(bench, "listed", &files(&[("one", b"1"), ("two", b"2")])),
+            below(
+                bench,
+                "src",
+                &files(&[
+                    ("empty", b""),
+                    ("grows", b"grow\n"),
+                    ("main.c", b"int main;"),
+                    ("same-1", b"just as this"),
+                    ("same-2", b"just as this"),
+                    ("stamp", b"stamp"),
+                    ("unread", b"nobody wants it"),
+                ]),
+            ),
+            below(bench, "tools", &both),
+        ],
+        files: vec![
+            file(bench, "other", b"x\n"),
+            file(bench, "tool", b"#!/bin/sh\n# does nothing much\n"),
+        ],
+        symlinks: vec![re::SymlinkNode {
+            name: "link".into(),
+            target: "src/main.c".into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    })
+}
+
+async fn run(bench: &Bench, property: Option<&str>) -> Finished {
+    let command = re::Command {
+        output_paths: vec!["src/made.o".into()],
+        ..sh(SCRIPT)
+    };
+    let properties = property.map(|value| re::platform::Property {
+        name: "boxwright-input-report".into(),
+        value: value.into(),
+    });
+    let action = re::Action {
+        platform: Some(re::Platform {
+            properties: properties.into_iter().collect(),
+        }),
+        ..action(bench.put_message(&command), tree(bench))
+    };
+    bench.run_action(action, CancellationToken::new()).await
+}
+
+/// What is in the report, behind the line that names the action.
+fn report(bench: &Bench, finished: &Finished) -> String {
+    assert_eq!(finished.ending, Ending::Exited(3), "{finished:?}");
+    let [log] = &finished.logs[..] else {
+        panic!("{finished:?}")
+    };
+    assert_eq!(log.name, "input-report");
+    let text = bench.blob(log.file().digest.as_ref());
+    let text = String::from_utf8(text).unwrap();
+    let action = "\naction: ";
+    let at = text.find(action).unwrap() + action.len();
+    text[at..].split_once('\n').unwrap().1.to_owned()
+}
+
+#[tokio::test]
+async fn it_lists_exactly_what_was_read_never_read_and_looked_up_in_vain() {
+    let Some(bench) = Bench::fuse(None, |_| {}) else {
+        return;
+    };
+    let cold = report(&bench, &run(&bench, Some("true")).await);
+    assert_eq!(cold, REPORT);
+    // Whatever the kernel knows by now of the same tree.
+    for _ in 0..2 {
+        let other = run(&bench, None).await;
+        assert_eq!(other.ending, Ending::Exited(3), "{other:?}");
+        assert!(other.logs.is_empty());
+    }
+    let warm = report(&bench, &run(&bench, Some("on")).await);
+    assert_eq!(warm, REPORT);
+}
+
+#[tokio::test]
+async fn who_has_not_asked_gets_it_where_the_operator_wants_it() {
+    let Some(bench) = Bench::fuse(None, |settings| settings.input_report = true) else {
+        return;
+    };
+    let asked = run(&bench, None).await;
+    assert_eq!(report(&bench, &asked), REPORT);
+    // Not every scheduler has a place for it.
+    let metadata = asked.result.unwrap().execution_metadata.unwrap();
+    let in_result = { metadata.auxiliary_metadata.iter() }
+        .find_map(|any| unpack::<re::LogFile>(any))
+        .unwrap();
+    assert_eq!(in_result, Ok(asked.logs[0].file()));
+    let unasked = run(&bench, Some("false")).await;
+    assert!(unasked.logs.is_empty());
+}
+
+#[tokio::test]
+async fn another_value_of_the_property_is_refused_by_its_name() {
+    let bench = Bench::new(|_| {});
+    let finished = run(&bench, Some("maybe")).await;
+    let Ending::Unsupported(why) = &finished.ending else {
+        panic!("{finished:?}")
+    };
+    assert!(why.contains("boxwright-input-report=maybe"), "{why}");
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_know_says_so() {
+    let bench = Bench::new(|_| {});
+    let text = report(&bench, &run(&bench, Some("true")).await);
+    assert!(
+        text.contains("There is none") && text.contains("--inputs fuse"),
+        "{text}"
+    );
+}
