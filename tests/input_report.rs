@@ -3,12 +3,19 @@
 #[path = "common/action.rs"]
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
 use boxwright::action::{Ending, Finished};
 use boxwright::reapi::Digest;
 use boxwright::reapi::any::unpack;
 use boxwright::reapi::proto::re;
 use common::{Bench, action, sh};
 use tokio_util::sync::CancellationToken;
+
+/// A static shell, for an input root that is a root.
+const BUSYBOX: &str = "/bin/busybox";
 
 const SCRIPT: &str = "cat src/main.c src/empty link > /dev/null; ./tool; ls listed; cat < src/same-2 > /dev/null; \
      [ -f src/stamp ]; [ -e src/main.h ]; [ -e include/main.h ]; [ -e src/\u{fc}.h ]; echo made > src/made.o; \
@@ -187,4 +194,76 @@ async fn a_worker_that_cannot_know_says_so() {
         text.contains("There is none") && text.contains("--inputs fuse"),
         "{text}"
     );
+}
+
+/// A standalone of its own that runs this script over a directory with the report in a file; its code, standard error and
+/// report.
+fn run_here(place: &Path, level: &str, flags: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_boxwright"))
+        .args(["run", "--input", "in", "--input-report", "report"])
+        .args(flags)
+        .args(["--", "sh", "-c", "cat read; [ -e none ]; exit 3"])
+        .current_dir(place)
+        .env("BOXWRIGHT_STATE_DIR", place.join("state"))
+        .env("BOXWRIGHT_SANDBOX", level)
+        .output()
+        .unwrap();
+    let report = std::fs::read_to_string(place.join("report")).unwrap_or_default();
+    let said = String::from_utf8(output.stderr).unwrap();
+    (output.status.code(), said, report)
+}
+
+#[test]
+fn run_writes_it_to_a_file_at_every_level() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        println!("SKIPPED: needs root and /dev/fuse");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::create_dir(place.path().join("in")).unwrap();
+    std::fs::write(place.path().join("in/read"), "read").unwrap();
+    std::fs::write(place.path().join("in/unread"), "unread").unwrap();
+    let lists = "\nread:\n4\tread\n\nlooked at, never read:\n\nnever used:\n6\tunread\n\nlooked up in vain:\nnone\n";
+    // The second one of each would be known to the cache.
+    for level in ["process", "full", "process", "full"] {
+        let (code, said, report) = run_here(place.path(), level, &[]);
+        if said.contains("boxwright doctor") {
+            println!("SKIPPED: this host cannot give level {level}");
+            continue;
+        }
+        assert_eq!(code, Some(3), "{said}");
+        assert!(report.ends_with(lists), "{report}");
+        assert!(said.is_empty(), "{said}");
+        std::fs::remove_file(place.path().join("report")).unwrap();
+    }
+    // It does not keep the command's own end from being told.
+    let (code, said, _) = run_here(place.path(), "process", &["--platform", "pool=none"]);
+    assert!(
+        code == Some(65) && said.contains("pool=none"),
+        "{code:?} {said}"
+    );
+}
+
+#[test]
+fn what_the_sandbox_looks_for_in_a_root_is_not_the_commands_affair() {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let fuse = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !fuse || !Path::new(BUSYBOX).exists() {
+        println!("SKIPPED: needs root, /dev/fuse and {BUSYBOX} (package busybox-static)");
+        return;
+    }
+    std::fs::create_dir_all(place.path().join("in/bin")).unwrap();
+    std::fs::copy(BUSYBOX, place.path().join("in/bin/sh")).unwrap();
+    std::fs::write(place.path().join("in/read"), "read").unwrap();
+    let flags = ["--platform", "root=input", "--env", "PATH=/bin"];
+    let (code, said, report) = run_here(place.path(), "full", &flags);
+    if said.contains("boxwright doctor") {
+        println!("SKIPPED: this host cannot give level full");
+        return;
+    }
+    assert_eq!(code, Some(3), "{said}");
+    assert!(report.contains("\nread: 2, "), "{report}");
+    assert!(report.ends_with("\nlooked up in vain:\nnone\n"), "{report}");
 }

@@ -10,19 +10,19 @@
 //! looked up in vain: 1
 //!
 //! read:
-//! 12	src/main.c
+//! 12 src/main.c
 //!
 //! looked at, never read:
-//! 0	src/configure.stamp
+//! 0 src/configure.stamp
 //!
 //! never used:
-//! 70000	toolchain/ (3)
+//! 70000 toolchain/ (3)
 //!
 //! looked up in vain:
 //! include/main.h
 //! ```
 //!
-//! Lines are sorted by path and hold nothing that changes from run to run, so that two reports can be compared with `diff`.
+//! A tab is behind the bytes. Lines are in the order of a walk through the tree and hold nothing that changes from run to run, so that two reports can be compared with `diff`.
 //! A directory of which nothing was used is one line, with the number of files and links below it. The counts are always of
 //! everything, the lists are cut where they get too long.
 

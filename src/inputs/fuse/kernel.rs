@@ -67,10 +67,12 @@ impl Filesystem for Kernel {
 
     async fn destroy(&self, _request: Request) {}
 
-    async fn lookup(&self, _request: Request, parent: Inode, name: &OsStr) -> Result<ReplyEntry> {
+    async fn lookup(&self, request: Request, parent: Inode, name: &OsStr) -> Result<ReplyEntry> {
         self.requests.came();
         let found = self.nodes.lookup(parent, name.as_bytes()).map_err(code)?;
-        if let Some(recorder) = &self.recorder {
+        if let Some(recorder) = &self.recorder
+            && !is_own(request.pid)
+        {
             self.looked_up(recorder, parent, name, found.as_ref());
         }
         Ok(ReplyEntry {
@@ -331,6 +333,11 @@ impl Drop for Entries<'_> {
         // It was asked for, but did not fit any more.
         self.settle(false);
     }
+}
+
+/// Whether a thread of the daemon asks, which makes places in an input root before a command runs in it.
+fn is_own(thread: u32) -> bool {
+    std::fs::symlink_metadata(format!("/proc/self/task/{thread}")).is_ok()
 }
 
 fn attributes(found: Attributes) -> FileAttr {
