@@ -253,9 +253,12 @@ async fn a_timeout_does_not_count_the_time_spent_waiting_for_inputs() {
     let finished = run("cat slow", 1, "slow\n").await;
     assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
     // What it waits for is its own affair otherwise, and a CAS that never answers gets no more than its own time again.
-    for (script, hangs) in [("sleep 10", 0), ("cat slow", u32::MAX)] {
+    for (script, hangs, slow) in [
+        ("sleep 10", 0, "slower\n"),
+        ("cat slow", u32::MAX, "slowest\n"),
+    ] {
         let begun = Instant::now();
-        let finished = run(script, hangs, "slower\n").await;
+        let finished = run(script, hangs, slow).await;
         assert!(
             matches!(finished.ending, Ending::TimedOut { .. }),
             "{finished:?}"

@@ -169,7 +169,7 @@ async fn who_has_not_asked_gets_it_where_the_operator_wants_it() {
     // Not every scheduler has a place for it.
     let metadata = asked.result.unwrap().execution_metadata.unwrap();
     let in_result = { metadata.auxiliary_metadata.iter() }
-        .find_map(|any| unpack::<re::LogFile>(any))
+        .find_map(unpack::<re::LogFile>)
         .unwrap();
     assert_eq!(in_result, Ok(asked.logs[0].file()));
     let unasked = run(&bench, Some("false")).await;

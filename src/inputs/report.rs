@@ -22,9 +22,9 @@
 //! include/main.h
 //! ```
 //!
-//! A tab is behind the bytes. Lines are in the order of a walk through the tree and hold nothing that changes from run to run, so that two reports can be compared with `diff`.
-//! A directory of which nothing was used is one line, with the number of files and links below it. The counts are always of
-//! everything, the lists are cut where they get too long.
+//! There is a tab behind the bytes. Lines are in the order of a walk through the tree, and hold nothing that changes from run
+//! to run, so that two reports can be compared with `diff`. A directory of which nothing was used is one line, with the number
+//! of files and links below it. The counts are always of everything, the lists are cut where they get too long.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
@@ -47,6 +47,8 @@ pub struct Used {
     pub read: BTreeSet<String>,
     /// Files and links that were found by their name, which those that were read were as well.
     pub looked_at: BTreeSet<String>,
+    /// There were too many to remember all of them.
+    pub cut: bool,
     /// Where nothing was.
     pub in_vain: BTreeSet<String>,
 }
@@ -90,6 +92,9 @@ pub fn text(action: Digest, tree: &Tree, used: &Used) -> String {
         unused.sum.shown(),
         used.in_vain.len(),
     );
+    if used.cut {
+        text += "incomplete: the command used more paths than are remembered\n";
+    }
     let mut in_vain = List::default();
     for path in &used.in_vain {
         in_vain.line(|text| writeln!(text, "{}", quote::path(path)));
@@ -349,6 +354,7 @@ mod tests {
             read: paths(&["src/a.c", "src/b.link"]),
             looked_at: paths(&["src/a.c", "src/c.c"]),
             in_vain: paths(&["include", "src/a.h"]),
+            ..Used::default()
         };
         insta::assert_snapshot!(text(F.digest(b"action"), &tree, &used));
         insta::assert_snapshot!(none(F.digest(b"action"), "staged"));
@@ -364,11 +370,13 @@ mod tests {
         };
         let used = Used {
             in_vain: (0..20_000).map(|n| format!("{long}/{n}")).collect(),
+            cut: true,
             ..Used::default()
         };
         let text = text(F.digest(b"action"), &tree(root, Vec::new()), &used);
         assert!(text.len() < 3 * LIST, "{}", text.len());
         assert!(text.contains("\nnever used: 20000, 20000 bytes\nlooked up in vain: 20000\n"));
+        assert!(text.contains("\nincomplete: "));
         let shown = text
             .lines()
             .filter(|line| line.starts_with("1\tnnn"))

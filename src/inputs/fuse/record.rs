@@ -4,6 +4,7 @@
 //! opening a file is no question at all. Here nothing was asked before, each path is a node of its own, and every opening
 //! is told. It costs a mount and a thread per action, and that the action finds nothing warm.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ use crate::inputs::{InputError, Used, in_background};
 
 /// Paths that are remembered to have been looked up in vain.
 const IN_VAIN: usize = 100_000;
+/// Paths of inputs that are remembered, each way of using them for itself.
+const PATHS: usize = 1_000_000;
 
 /// Remembers.
 #[derive(Default)]
@@ -29,24 +32,35 @@ pub(super) struct Recorder {
 impl Recorder {
     /// A file or link was found by its name.
     pub(super) fn found(&self, path: String) {
-        self.used.lock().looked_at.insert(path);
+        let mut used = self.used.lock();
+        let used = &mut *used;
+        remember(&mut used.looked_at, PATHS, path, &mut used.cut);
     }
 
     /// A file was opened, or a link followed.
     pub(super) fn opened(&self, path: String) {
-        self.used.lock().read.insert(path);
+        let mut used = self.used.lock();
+        let used = &mut *used;
+        remember(&mut used.read, PATHS, path, &mut used.cut);
     }
 
     /// There was nothing.
     pub(super) fn missed(&self, path: String) {
         let mut used = self.used.lock();
-        if used.in_vain.len() < IN_VAIN {
-            used.in_vain.insert(path);
-        }
+        let used = &mut *used;
+        remember(&mut used.in_vain, IN_VAIN, path, &mut used.cut);
     }
 
     pub(super) fn so_far(&self) -> Used {
         self.used.lock().clone()
+    }
+}
+
+fn remember(paths: &mut BTreeSet<String>, most: usize, path: String, cut: &mut bool) {
+    if paths.len() < most {
+        paths.insert(path);
+    } else if !paths.contains(&path) {
+        *cut = true;
     }
 }
 
