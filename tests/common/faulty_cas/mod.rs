@@ -23,8 +23,9 @@ use boxwright::reapi::{Digest, DigestFunction, status, time};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message;
-use tokio_stream::wrappers::TcpListenerStream;
+
 use tonic::transport::ServerTlsConfig;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Status};
 
 pub const SHA256: DigestFunction = DigestFunction::Sha256;
@@ -221,7 +222,7 @@ impl FaultyCas {
             }),
             address,
         };
-        let mut builder = tonic::transport::Server::builder().tcp_nodelay(true);
+        let mut builder = tonic::transport::Server::builder();
         if let Some(tls) = tls {
             builder = builder.tls_config(tls).unwrap();
         }
@@ -234,7 +235,8 @@ impl FaultyCas {
         if capabilities {
             router = router.add_service(CapabilitiesServer::new(server.clone()));
         }
-        tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        tokio::spawn(router.serve_with_incoming(incoming));
         server
     }
 
