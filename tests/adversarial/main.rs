@@ -48,6 +48,12 @@ async fn everything(place: Place) {
     );
 }
 
+/// Says where it is to who carries it elsewhere (`tests/vm`).
+#[test]
+fn the_probe_compiles() {
+    println!("probe: {}", world::compiled().display());
+}
+
 #[test]
 fn outside_every_attempt_succeeds() {
     enter("outside_every_attempt_succeeds", User::Same, async || {

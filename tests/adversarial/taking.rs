@@ -1,5 +1,7 @@
 //! A slot whose command takes all it can, and its neighbour's.
 
+use std::time::Duration;
+
 use boxwright::sandbox::{End, Limits};
 
 use super::attempt::Lab;
@@ -19,7 +21,10 @@ pub(crate) async fn all(lab: &Lab) -> Vec<String> {
 
 /// `io.flood`: a command that writes for ever is read and cut.
 async fn flood(lab: &Lab) -> Option<String> {
-    let outcome = lab.run(0, lab.spec(0, &["res.output_flood", "256"])).await;
+    let mut spec = lab.spec(0, &["res.output_flood", "256"]);
+    // It is a lot for an emulated machine.
+    spec.timeout = Some(Duration::from_secs(120));
+    let outcome = lab.run(0, spec).await;
     let dropped = outcome.stdout_dropped;
     (outcome.end != End::Exited(0) || dropped != 255 << 20)
         .then(|| format!("res.output_flood: {:?}, {dropped} dropped", outcome.end))

@@ -123,7 +123,7 @@ fn build(dir: &Path) {
 }
 
 /// The probe program, compiled once for its sources.
-fn compiled() -> PathBuf {
+pub(crate) fn compiled() -> PathBuf {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/adversarial/probe");
     let mut hasher = DefaultHasher::new();
