@@ -41,10 +41,12 @@ fn root(bench: &Bench, cas: &FaultyCas, generation: u32) -> (Digest, Vec<Digest>
     (bench.put_message(&directory), idle)
 }
 
-/// A worker that knows what the one in `before` has learnt.
-fn bench(cas: &FaultyCas, before: Option<&Path>) -> Option<Bench> {
+/// A worker that knows what the one in `before` has learnt; `watched` if it reports what is done with inputs.
+fn bench(cas: &FaultyCas, before: Option<&Path>, watched: bool) -> Option<Bench> {
     let remote = cas.client_with(3, Duration::from_secs(20));
-    Bench::fuse_after(Some(Arc::new(remote)), before, |_| {})
+    Bench::fuse_after(Some(Arc::new(remote)), before, |settings| {
+        settings.input_report = watched;
+    })
 }
 
 /// Runs a command that reads the files one after the other; the id of its action.
@@ -75,8 +77,17 @@ fn groups(cas: &FaultyCas, action: &str) -> Vec<usize> {
 
 #[tokio::test]
 async fn the_second_run_of_a_command_does_not_wait_for_each_file() {
+    learn_and_use(false).await;
+}
+
+#[tokio::test]
+async fn a_command_of_which_a_report_is_made_is_no_exception() {
+    learn_and_use(true).await;
+}
+
+async fn learn_and_use(watched: bool) {
     let cas = FaultyCas::start().await;
-    let Some(first) = bench(&cas, None) else {
+    let Some(first) = bench(&cas, None, watched) else {
         return;
     };
     let (tree, idle) = root(&first, &cas, 1);
@@ -87,7 +98,7 @@ async fn the_second_run_of_a_command_does_not_wait_for_each_file() {
     let learnt = first.end();
     let learnt = learnt.path().join("input-profiles");
 
-    let second = bench(&cas, Some(&learnt)).unwrap();
+    let second = bench(&cas, Some(&learnt), watched).unwrap();
     // Each file is another one by now.
     let (tree, idle_too) = root(&second, &cas, 2);
     let id = run(&second, tree).await;

@@ -237,6 +237,25 @@ fn run_writes_it_to_a_file_at_every_level() {
         assert!(said.is_empty(), "{said}");
         std::fs::remove_file(place.path().join("report")).unwrap();
     }
+    // Who has not asked is told where it is.
+    let told = |quiet: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_boxwright"))
+            .args(["run", "--no-cache"])
+            .args(quiet)
+            .args(["--", "true"])
+            .env("BOXWRIGHT_STATE_DIR", place.path().join("state"))
+            .env("BOXWRIGHT_SANDBOX", "process")
+            .env("BOXWRIGHT_INPUT_REPORT", "true")
+            .output()
+            .unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = told(&[]);
+    assert!(
+        said.starts_with("boxwright: server log input-report: "),
+        "{said}"
+    );
+    assert_eq!(told(&["--quiet"]), "");
     // It does not keep the command's own end from being told.
     let (code, said, _) = run_here(place.path(), "process", &["--platform", "pool=none"]);
     assert!(

@@ -2,6 +2,7 @@
 //! An action goes through this line once, forwards; nothing calls back up.
 
 mod command;
+mod conclude;
 pub mod ending;
 mod isolation;
 mod live;

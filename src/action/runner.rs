@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::ending::{out_of_memory, timed_out};
+use super::conclude::{conclude, left_out};
 use super::isolation::isolation;
 use super::publish::{self, Stream};
 use super::report;
@@ -457,20 +457,6 @@ struct Gathered {
     stderr: Stream,
 }
 
-/// What a reader of the result should know of outputs that are not in it; most builds mean nothing by them.
-fn left_out(things: &[String]) -> String {
-    const SHOWN: usize = 10;
-    let shown: Vec<&str> = things.iter().take(SHOWN).map(String::as_str).collect();
-    match things.len() {
-        0 => String::new(),
-        all => format!(
-            "{all} left out of the output directories, as no result can hold them: {}{}",
-            shown.join(", "),
-            if all > SHOWN { ", ..." } else { "" }
-        ),
-    }
-}
-
 /// A phase that may be dropped midway, dropped when the action is cancelled.
 async fn or_cancelled<T>(
     cancel: &CancellationToken,
@@ -480,50 +466,6 @@ async fn or_cancelled<T>(
         biased;
         () = cancel.cancelled() => Err(Ending::Cancelled),
         done = phase => done,
-    }
-}
-
-/// The class of an end, the exit code for the result, and what the reader of standard error should know.
-fn conclude(outcome: &Outcome, resolved: &Resolved, keep: u64) -> (Ending, i32, String) {
-    let (ending, exit_code, notice) = match &outcome.end {
-        End::Exited(code) => (Ending::Exited(*code), *code, String::new()),
-        // What a shell reports for a command that a signal killed.
-        End::Signalled(signal) => (Ending::Signalled(*signal), 128 + signal, String::new()),
-        End::NotStarted { code, message } => (
-            Ending::Exited(*code),
-            *code,
-            format!("boxwright: {message}\n"),
-        ),
-        End::TimedOut => {
-            let (after, bound_of) = resolved.timeout.unwrap_or_default();
-            let notice = format!(
-                "\nboxwright: {}; it was killed\n",
-                timed_out(after, bound_of)
-            );
-            let ending = Ending::TimedOut { after, bound_of };
-            (ending, 128 + libc::SIGKILL, notice)
-        }
-        End::Cancelled => (Ending::Cancelled, 128 + libc::SIGTERM, String::new()),
-        End::OutOfMemory { limit } => {
-            let ending = Ending::OutOfMemory { limit: *limit };
-            let notice = format!("\nboxwright: {}\n", out_of_memory(*limit));
-            (ending, 128 + libc::SIGKILL, notice)
-        }
-        End::LimitExceeded(bound) => (
-            Ending::LimitExceeded(bound.clone()),
-            128 + libc::SIGKILL,
-            format!("\nboxwright: {bound}; it was killed\n"),
-        ),
-    };
-    // Part of an output must not be taken for the whole, least of all by a cache.
-    let cut = publish::cut(outcome.stdout_dropped, outcome.stderr_dropped, keep);
-    match (cut, ending) {
-        (None, ending) => (ending, exit_code, notice),
-        (Some(cut), Ending::Exited(_) | Ending::Signalled(_)) => {
-            let notice = format!("{notice}\nboxwright: {cut}\n");
-            (Ending::LimitExceeded(cut), exit_code, notice)
-        }
-        (Some(cut), ending) => (ending, exit_code, format!("{notice}boxwright: {cut}\n")),
     }
 }
 

@@ -111,3 +111,19 @@ impl Recorded {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_much_is_not_remembered_and_said_to_be_lacking() {
+        let (mut paths, mut cut) = (BTreeSet::new(), false);
+        for path in ["a", "b", "a", "b"] {
+            remember(&mut paths, 2, path.to_owned(), &mut cut);
+        }
+        assert!(paths.len() == 2 && !cut);
+        remember(&mut paths, 2, "c".to_owned(), &mut cut);
+        assert!(paths.len() == 2 && cut);
+    }
+}
