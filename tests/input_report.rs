@@ -17,14 +17,14 @@ use tokio_util::sync::CancellationToken;
 /// A static shell, for an input root that is a root.
 const BUSYBOX: &str = "/bin/busybox";
 
-const SCRIPT: &str = "cat src/main.c src/empty link > /dev/null; ./tool; ls listed; cat < src/same-2 > /dev/null; \
+const SCRIPT: &str = "cat src/main.c src/empty link > /dev/null; ./tool; ls listed; [ -f listed/one ]; cat < src/same-2 > /dev/null; \
      [ -f src/stamp ]; [ -e src/main.h ]; [ -e include/main.h ]; [ -e src/\u{fc}.h ]; echo made > src/made.o; \
      mkdir -p out/below; [ -e out/none ]; echo more >> src/grows; exit 3";
 
 const REPORT: &str = "inputs: 15 files and links, 4094 bytes
 read: 6, 56 bytes
-looked at, never read: 1, 5 bytes
-never used: 8, 4033 bytes
+looked at, never read: 2, 6 bytes
+never used: 7, 4032 bytes
 looked up in vain: 3
 
 read:
@@ -36,10 +36,11 @@ read:
 30\ttool
 
 looked at, never read:
+1\tlisted/one
 5\tsrc/stamp
 
 never used:
-2\tlisted/ (2)
+1\tlisted/two
 2\tother
 12\tsrc/same-1
 15\tsrc/unread
