@@ -2,7 +2,7 @@
 # make test    everything that CI runs
 # make test-vm the tests of cgroup v2, on kernels of their own in an emulated machine
 # make bench   what the worker and its sandbox cost, against buildbox-worker and bubblewrap, and whether the promises are kept
-# make soak    100 000 sandboxed commands and 200 kills: nothing is left behind (an hour)
+# make soak    100 000 sandboxed commands and 200 kills: nothing is left behind (some minutes)
 # make build   target/release/boxwright
 # make lint    formatting, clippy, dependencies
 # make fuzz    one minute for each fuzz target (FUZZ_SECONDS=...)
