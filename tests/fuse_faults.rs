@@ -36,7 +36,7 @@ fn root(bench: &Bench, files: &[(&str, Digest)]) -> Digest {
     })
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn only_what_is_read_is_fetched() {
     let cas = FaultyCas::start().await;
     let Some(bench) = bench(&cas, 3, Duration::from_secs(20)) else {
@@ -56,7 +56,7 @@ async fn only_what_is_read_is_fetched() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn an_action_that_waits_for_a_stalled_cas_dies_at_once_when_it_is_cancelled() {
     let cas = FaultyCas::start().await;
     let Some(bench) = bench(&cas, 0, Duration::from_secs(30)) else {
@@ -109,7 +109,7 @@ async fn an_action_that_waits_for_a_stalled_cas_dies_at_once_when_it_is_cancelle
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_failing_cas_is_an_infrastructure_failure_whatever_the_command_makes_of_it() {
     let cas = FaultyCas::start().await;
     let Some(bench) = bench(&cas, 1, Duration::from_secs(5)) else {
@@ -139,7 +139,7 @@ async fn a_failing_cas_is_an_infrastructure_failure_whatever_the_command_makes_o
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_lying_cas_is_never_believed() {
     let cas = FaultyCas::start().await;
     let Some(bench) = bench(&cas, 2, Duration::from_secs(5)) else {
@@ -162,7 +162,7 @@ async fn a_lying_cas_is_never_believed() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn what_nobody_has_is_named_all_of_it() {
     let cas = FaultyCas::start().await;
     let Some(bench) = bench(&cas, 2, Duration::from_secs(5)) else {
@@ -185,7 +185,7 @@ async fn what_nobody_has_is_named_all_of_it() {
     assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn broken_streams_are_resumed_and_short_ones_are_not_taken_for_whole() {
     let cas = FaultyCas::start().await;
     let Some(bench) = bench(&cas, 4, Duration::from_secs(5)) else {
@@ -203,7 +203,7 @@ async fn broken_streams_are_resumed_and_short_ones_are_not_taken_for_whole() {
     assert!(said.starts_with(&big.hash_hex()), "{said}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn the_time_spent_waiting_for_inputs_is_not_the_commands_own() {
     let cas = FaultyCas::start().await;
     let Some(bench) = bench(&cas, 3, Duration::from_millis(1500)) else {
@@ -227,4 +227,42 @@ async fn the_time_spent_waiting_for_inputs_is_not_the_commands_own() {
         own + Duration::from_millis(1000) < took,
         "{own:?} of {took:?}"
     );
+}
+
+#[tokio::test]
+async fn a_timeout_does_not_count_the_time_spent_waiting_for_inputs() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 3, Duration::from_millis(1500)) else {
+        return;
+    };
+    let run = async |script: &str, hangs: u32, slow: &'static str| {
+        cas.faults(|faults| {
+            faults.hang.insert("BatchReadBlobs", hangs);
+        });
+        let slow = cas.put(Bytes::from_static(slow.as_bytes()));
+        let command = bench.put_message(&sh(script));
+        let limited = re::Action {
+            timeout: Some(prost_types::Duration {
+                seconds: 1,
+                nanos: 0,
+            }),
+            ..action(command, root(&bench, &[("slow", slow)]))
+        };
+        bench.run_action(limited, CancellationToken::new()).await
+    };
+    let finished = run("cat slow", 1, "slow\n").await;
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    // What it waits for is its own affair otherwise, and a CAS that never answers gets no more than its own time again.
+    for (script, hangs, slow) in [
+        ("sleep 10", 0, "slower\n"),
+        ("cat slow", u32::MAX, "slowest\n"),
+    ] {
+        let begun = Instant::now();
+        let finished = run(script, hangs, slow).await;
+        assert!(
+            matches!(finished.ending, Ending::TimedOut { .. }),
+            "{finished:?}"
+        );
+        assert!(begun.elapsed() < Duration::from_secs(5), "{script}");
+    }
 }

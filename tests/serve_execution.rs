@@ -105,6 +105,7 @@ fn finished(ending: Ending) -> Finished {
         ending,
         message: String::new(),
         details: Vec::new(),
+        logs: Vec::new(),
     }
 }
 

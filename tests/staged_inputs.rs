@@ -97,7 +97,9 @@ impl World {
     ) -> Result<Box<dyn StagedRoot>, InputError> {
         let request = StageRequest {
             outputs: Vec::new(),
+            shapes: Vec::new(),
             writable: false,
+            watched: false,
             name: "action-1".to_owned(),
             tree: tree.clone(),
             directories: directories.iter().map(|d| (*d).to_owned()).collect(),

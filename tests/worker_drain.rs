@@ -82,6 +82,7 @@ impl RunAction for Actions {
             message: String::new(),
             cacheable: false,
             details: Vec::new(),
+            logs: Vec::new(),
         }
     }
 }

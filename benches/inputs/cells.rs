@@ -23,6 +23,7 @@ pub(crate) const ALL: &[(&str, Cell)] = &[
     ("first", |ground| Box::pin(first(ground))),
     ("hot", |ground| Box::pin(hot(ground))),
     ("big", |ground| Box::pin(big(ground))),
+    ("cold", |ground| Box::pin(crate::cold::cold(ground))),
 ];
 
 /// The median of the last actions of several with 90 % of their trees in common, `1/of` of the files touched.

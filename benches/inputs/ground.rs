@@ -111,7 +111,9 @@ pub(crate) async fn stage(roots: &Arc<dyn InputRoots>, tree: &Arc<Tree>) -> Box<
         directories: vec!["out".to_owned()],
         outputs: vec!["out/result".to_owned()],
         owner: Some(OWNER),
+        shapes: Vec::new(),
         writable: false,
+        watched: false,
         hold: None,
     };
     roots.stage(request).await.expect("a root")

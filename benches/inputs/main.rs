@@ -4,7 +4,9 @@
 //! slows both. Needs root and /dev/fuse. `cargo bench --bench inputs [-- CELL...]`; exit status 1 if a promise is not kept.
 
 mod cells;
+mod cold;
 mod ground;
+mod line;
 mod touch;
 mod tree;
 

@@ -329,6 +329,7 @@ async fn sandboxed(
             root: tree.clone(),
             cwd: PathBuf::new(),
             timeout: Some(Duration::from_secs(60)),
+            exempt: Default::default(),
             grace: Duration::ZERO,
             limits: Limits::default(),
             view,

@@ -26,6 +26,25 @@ pub(super) struct CheckedCommand {
     pub(super) node_properties: Vec<String>,
 }
 
+impl CheckedCommand {
+    /// What is expected to read the same inputs: this very command over other inputs, and else another use of its program.
+    pub(super) fn shapes(&self) -> Vec<u64> {
+        use std::os::unix::ffi::OsStrExt;
+        let shape = |words: &[OsString]| {
+            let mut hasher = blake3::Hasher::new();
+            for word in words {
+                hasher.update(&(word.len() as u64).to_le_bytes());
+                hasher.update(word.as_bytes());
+            }
+            hasher.update(self.working_directory.as_bytes());
+            let mut first = [0; 8];
+            first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+            u64::from_le_bytes(first)
+        };
+        vec![shape(&self.argv), shape(&self.argv[..1])]
+    }
+}
+
 /// Checks a Command; the error names the offending part.
 pub(super) fn check(command: &re::Command) -> Result<CheckedCommand, String> {
     if command.arguments.first().is_none_or(String::is_empty) {

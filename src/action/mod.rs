@@ -2,12 +2,14 @@
 //! An action goes through this line once, forwards; nothing calls back up.
 
 mod command;
+mod conclude;
 pub mod ending;
 mod isolation;
 mod live;
 mod paths;
 mod platform;
 mod publish;
+mod report;
 mod resolve;
 mod runner;
 mod settings;
@@ -21,6 +23,7 @@ pub use platform::{Strategies, Strategy};
 pub use runner::{Progress, Runner, RunnerParts};
 pub use settings::Settings;
 
+use crate::reapi::Digest;
 use crate::reapi::proto::re;
 
 /// An action that has ended, one way or another.
@@ -37,6 +40,27 @@ pub struct Finished {
     pub cacheable: bool,
     /// Further statuses for clients that read them.
     pub details: Vec<Any>,
+    /// What the worker has to tell of it beyond the result.
+    pub logs: Vec<ServerLog>,
+}
+
+/// A text about an action, for people: a `LogFile` in REAPI's terms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerLog {
+    /// What it is.
+    pub name: &'static str,
+    /// Where it is.
+    pub digest: Digest,
+}
+
+impl ServerLog {
+    /// As REAPI tells it.
+    pub fn file(&self) -> re::LogFile {
+        re::LogFile {
+            digest: Some(self.digest.to_proto()),
+            human_readable: true,
+        }
+    }
 }
 
 impl Finished {
@@ -48,6 +72,7 @@ impl Finished {
             message: String::new(),
             cacheable: false,
             details: Vec::new(),
+            logs: Vec::new(),
         }
     }
 }

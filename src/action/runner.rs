@@ -2,26 +2,28 @@
 //! to the next as data, and the first phase that fails ends the action with its class.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::ending::{out_of_memory, timed_out};
+use super::conclude::{conclude, left_out};
 use super::isolation::isolation;
 use super::publish::{self, Stream};
+use super::report;
 use super::resolve::{self, Resolved};
 use super::usage;
-use super::{Ending, Finished, LiveOutput, Settings};
+use super::{Ending, Finished, LiveOutput, ServerLog, Settings};
 use crate::cas::{self, Cas, Held};
 use crate::config::Owner;
 use crate::inputs::{Beneath, InputError, InputRoots, StageRequest, StagedRoot};
 use crate::observe::{self, ActionRecord};
 use crate::outputs::{self, CollectRequest, Collected, OutputError};
+use crate::reapi::any::pack;
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction, time};
 use crate::sandbox::{
-    CommandSpec, End, Inputs, Outcome, RootShape, Sandbox, Sandboxes, StreamSpec,
+    CommandSpec, End, Exempt, Inputs, Outcome, RootShape, Sandbox, Sandboxes, StreamSpec,
 };
 use crate::scheduler::Lease;
 use crate::tree::TreeStore;
@@ -185,8 +187,10 @@ impl Runner {
             outputs: (resolved.command.outputs.iter())
                 .map(|output| output.within_root.clone())
                 .collect(),
+            shapes: resolved.command.shapes(),
             // Who makes a root of it changes what is in it.
             writable: resolved.demand.view.root == RootShape::Input,
+            watched: self.reports(resolved),
             owner,
             hold,
         };
@@ -222,6 +226,15 @@ impl Runner {
                 _ => None,
             },
         };
+        let waited = staged.waited();
+        // REAPI names no bound: a command may wait as long as it may run, and a stalled CAS keeps no slot for ever.
+        let exempt = match (&waited, resolved.timeout) {
+            (Some(waited), Some((most, _))) => {
+                let waited = waited.clone();
+                Exempt::new(move || waited().min(most))
+            }
+            _ => Exempt::default(),
+        };
         let spec = CommandSpec {
             argv: resolved.command.argv.clone(),
             env: resolved.command.env.clone(),
@@ -232,6 +245,7 @@ impl Runner {
             },
             cwd: (&resolved.command.working_directory).into(),
             timeout: resolved.timeout.map(|(length, _)| length),
+            exempt,
             grace: settings.grace,
             limits: resolved.demand.limits.clone(),
             view: resolved.demand.view.clone(),
@@ -251,7 +265,7 @@ impl Runner {
             .unwrap_or_default();
         // REAPI, of this field: the server "MAY extend or reduce it to account for delays or speedups that occur during
         // execution itself (e.g., lazily loading data from the Content Addressable Storage".
-        let waited = staged.stalled();
+        let waited = waited.map_or(Duration::ZERO, |waited| waited());
         metadata.virtual_execution_duration = Some(time::duration(ran.saturating_sub(waited)));
         metadata
             .auxiliary_metadata
@@ -279,6 +293,16 @@ impl Runner {
         }
         let begun = Instant::now();
         journey.metadata.output_upload_start_timestamp = Some(time::now());
+        let report = match self.reports(resolved) {
+            true => {
+                let parts = &self.parts;
+                let strategy = parts.inputs.name();
+                let (store, function) = (parts.cas.local(), journey.lease.function);
+                let tree = &resolved.tree;
+                Some(report::keep(store, function, resolved.digest, tree, staged, strategy).await?)
+            }
+            false => None,
+        };
         let function = journey.lease.function;
         let keep = self.parts.settings.keep_output;
         let (ending, exit_code, notice) = conclude(&outcome, resolved, keep);
@@ -324,6 +348,7 @@ impl Runner {
             .iter()
             .copied()
             .chain(streams.into_iter().flatten())
+            .chain(report.as_ref().and_then(|report| report.digest))
             .collect();
         or_cancelled(journey.cancel, async {
             let published = self.parts.cas.publish_held(&blobs, &held).await;
@@ -340,6 +365,15 @@ impl Runner {
         metadata.worker_completed_timestamp = now;
         let isolation = isolation(journey.record.sandbox, &resolved.demand.view);
         metadata.auxiliary_metadata.push(isolation);
+        let logs: Vec<ServerLog> = { report.and_then(|report| report.digest).into_iter() }
+            .map(|digest| ServerLog {
+                name: report::NAME,
+                digest,
+            })
+            .collect();
+        // Not every scheduler has a place for logs, and a cache has none.
+        let told = logs.iter().map(|log| pack(&log.file()));
+        metadata.auxiliary_metadata.extend(told);
         let result = re::ActionResult {
             exit_code,
             stdout_raw: stdout.raw,
@@ -353,9 +387,15 @@ impl Runner {
             cacheable: ending == Ending::Exited(0) && !resolved.do_not_cache,
             message: left_out(&collected.left_out),
             details: Vec::new(),
+            logs,
             result: Some(result),
             ending,
         })
+    }
+
+    fn reports(&self, resolved: &Resolved) -> bool {
+        let asked = resolved.demand.input_report;
+        asked.unwrap_or(self.parts.settings.input_report)
     }
 
     /// How an action ends whose command could not read an input.
@@ -417,20 +457,6 @@ struct Gathered {
     stderr: Stream,
 }
 
-/// What a reader of the result should know of outputs that are not in it; most builds mean nothing by them.
-fn left_out(things: &[String]) -> String {
-    const SHOWN: usize = 10;
-    let shown: Vec<&str> = things.iter().take(SHOWN).map(String::as_str).collect();
-    match things.len() {
-        0 => String::new(),
-        all => format!(
-            "{all} left out of the output directories, as no result can hold them: {}{}",
-            shown.join(", "),
-            if all > SHOWN { ", ..." } else { "" }
-        ),
-    }
-}
-
 /// A phase that may be dropped midway, dropped when the action is cancelled.
 async fn or_cancelled<T>(
     cancel: &CancellationToken,
@@ -440,50 +466,6 @@ async fn or_cancelled<T>(
         biased;
         () = cancel.cancelled() => Err(Ending::Cancelled),
         done = phase => done,
-    }
-}
-
-/// The class of an end, the exit code for the result, and what the reader of standard error should know.
-fn conclude(outcome: &Outcome, resolved: &Resolved, keep: u64) -> (Ending, i32, String) {
-    let (ending, exit_code, notice) = match &outcome.end {
-        End::Exited(code) => (Ending::Exited(*code), *code, String::new()),
-        // What a shell reports for a command that a signal killed.
-        End::Signalled(signal) => (Ending::Signalled(*signal), 128 + signal, String::new()),
-        End::NotStarted { code, message } => (
-            Ending::Exited(*code),
-            *code,
-            format!("boxwright: {message}\n"),
-        ),
-        End::TimedOut => {
-            let (after, bound_of) = resolved.timeout.unwrap_or_default();
-            let notice = format!(
-                "\nboxwright: {}; it was killed\n",
-                timed_out(after, bound_of)
-            );
-            let ending = Ending::TimedOut { after, bound_of };
-            (ending, 128 + libc::SIGKILL, notice)
-        }
-        End::Cancelled => (Ending::Cancelled, 128 + libc::SIGTERM, String::new()),
-        End::OutOfMemory { limit } => {
-            let ending = Ending::OutOfMemory { limit: *limit };
-            let notice = format!("\nboxwright: {}\n", out_of_memory(*limit));
-            (ending, 128 + libc::SIGKILL, notice)
-        }
-        End::LimitExceeded(bound) => (
-            Ending::LimitExceeded(bound.clone()),
-            128 + libc::SIGKILL,
-            format!("\nboxwright: {bound}; it was killed\n"),
-        ),
-    };
-    // Part of an output must not be taken for the whole, least of all by a cache.
-    let cut = publish::cut(outcome.stdout_dropped, outcome.stderr_dropped, keep);
-    match (cut, ending) {
-        (None, ending) => (ending, exit_code, notice),
-        (Some(cut), Ending::Exited(_) | Ending::Signalled(_)) => {
-            let notice = format!("{notice}\nboxwright: {cut}\n");
-            (Ending::LimitExceeded(cut), exit_code, notice)
-        }
-        (Some(cut), ending) => (ending, exit_code, format!("{notice}boxwright: {cut}\n")),
     }
 }
 
@@ -503,7 +485,6 @@ pub(super) mod tests {
     use super::super::Strategies;
     use super::*;
     use crate::sandbox::Level;
-    use std::time::Duration;
 
     pub(in crate::action) fn settings() -> Settings {
         Settings {
@@ -517,6 +498,7 @@ pub(super) mod tests {
             strategies: Strategies::at(&[Level::Process]),
             platform: Vec::new(),
             ignored_properties: Vec::new(),
+            input_report: false,
             scratch: std::env::temp_dir(),
         }
     }

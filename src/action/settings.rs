@@ -30,6 +30,8 @@ pub struct Settings {
     pub platform: Vec<(String, String)>,
     /// Properties that an action may carry and that are then ignored, because the operator said so.
     pub ignored_properties: Vec<String>,
+    /// Whether it is reported what actions do with their inputs that do not say whether they want that.
+    pub input_report: bool,
     /// Where output streams go that do not fit in memory: on the local store's file system.
     pub scratch: PathBuf,
 }

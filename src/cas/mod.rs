@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 pub use cache::{Cas, Held, Wanted};
 pub use local::{LocalStore, Pins, StoreConfig};
+pub(crate) use remote::Behalf;
 pub use remote::{RemoteCas, RemoteConfig, on_behalf_of};
 
 use crate::reapi::Digest;

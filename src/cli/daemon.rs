@@ -236,6 +236,7 @@ fn settings(host: &HostConfig, store: &LocalStore) -> Result<action::Settings, F
         },
         platform: host.platform.clone(),
         ignored_properties: host.ignored_properties.clone(),
+        input_report: host.input_report,
         scratch: store.scratch().to_owned(),
     })
 }

@@ -104,6 +104,8 @@ pub struct HostConfig {
     pub profiles: Option<PathBuf>,
     /// How input roots are shown.
     pub inputs: InputStrategy,
+    /// Whether what actions do with their inputs is reported without being asked for.
+    pub input_report: bool,
     /// The uid and gid of slot 0.
     pub first_uid: u32,
     /// Bounds of an action.
@@ -218,6 +220,7 @@ impl HostConfig {
                 "staged" => InputStrategy::Staged,
                 _ => InputStrategy::Auto,
             },
+            input_report: settings.flag("input-report"),
             first_uid: number(settings, "first-uid")?,
             limits: limits(settings)?,
             quota: quota(settings)?,

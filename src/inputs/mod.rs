@@ -2,6 +2,7 @@
 //! root; [`staged::Staged`] the plainest: real files in a directory per action.
 
 pub mod fuse;
+pub mod report;
 pub mod staged;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::config::Owner;
 use crate::reapi::Digest;
 use crate::reapi::status::MissingBlob;
 use crate::tree::{Tree, quote};
+pub use report::Used;
 
 /// What to make visible.
 #[derive(Clone, Debug)]
@@ -31,8 +33,13 @@ pub struct StageRequest {
     pub outputs: Vec<String>,
     /// Who the command runs as; `None` if it runs as the daemon's own user.
     pub owner: Option<Owner>,
+    /// What kind of command it is, the most particular kind first: commands of one kind are expected to read much
+    /// the same. Empty if nothing is known.
+    pub shapes: Vec<u64>,
     /// Whether the command may write everywhere. If not, directories without outputs may be read-only.
     pub writable: bool,
+    /// Whether somebody wants to know what the command does with its inputs; it may be slower then.
+    pub watched: bool,
     /// Kept until nothing of the root is left on the disk, whatever becomes of the call: who waits for the slot's
     /// last root to go waits for this.
     pub hold: Hold,
@@ -88,6 +95,9 @@ pub struct Beneath {
     pub tree: Arc<Tree>,
 }
 
+/// Says how long readers have waited so far.
+pub type Waited = Arc<dyn Fn() -> Duration + Send + Sync>;
+
 /// An input root on display. Dropped without `remove`, it is removed in the background.
 #[async_trait]
 pub trait StagedRoot: Send + Sync {
@@ -102,9 +112,13 @@ pub trait StagedRoot: Send + Sync {
     fn trouble(&self) -> Option<InputError> {
         None
     }
-    /// How long inputs that were not local yet kept readers waiting while it was on display.
-    fn stalled(&self) -> Duration {
-        Duration::ZERO
+    /// Says how long inputs that were not local yet have kept readers waiting so far; `None` if they all were.
+    fn waited(&self) -> Option<Waited> {
+        None
+    }
+    /// What the command has done with its inputs; `None` if nobody wanted to know, or if it is not to be known.
+    fn used(&self) -> Option<Used> {
+        None
     }
     /// Takes it down.
     async fn remove(self: Box<Self>) -> Result<(), InputError>;

@@ -22,6 +22,7 @@ named! {
     super::proto::re::Digest = "build.bazel.remote.execution.v2.Digest",
     super::proto::re::ExecuteOperationMetadata = "build.bazel.remote.execution.v2.ExecuteOperationMetadata",
     super::proto::re::ExecuteResponse = "build.bazel.remote.execution.v2.ExecuteResponse",
+    super::proto::re::LogFile = "build.bazel.remote.execution.v2.LogFile",
     super::proto::buildbox::ExecutionStatistics = "build.buildbox.ExecutionStatistics",
     super::proto::rpc::PreconditionFailure = "google.rpc.PreconditionFailure",
     super::proto::rpc::RetryInfo = "google.rpc.RetryInfo",

@@ -24,6 +24,8 @@ pub struct CommandSpec {
     pub cwd: PathBuf,
     /// How long the command may run; `None` is for ever.
     pub timeout: Option<Duration>,
+    /// Time that does not count towards the timeout.
+    pub exempt: Exempt,
     /// Between SIGTERM and SIGKILL, on timeout and cancel.
     pub grace: Duration,
     /// Resource limits.
@@ -34,6 +36,29 @@ pub struct CommandSpec {
     pub stdout: StreamSpec,
     /// What becomes of standard error.
     pub stderr: StreamSpec,
+}
+
+/// Time that does not count towards a timeout, such as that which a command has waited for its inputs: asked for when the
+/// timeout is over, and again when that much more is.
+#[derive(Clone, Default)]
+pub struct Exempt(Option<Arc<dyn Fn() -> Duration + Send + Sync>>);
+
+impl Exempt {
+    /// `so_far` says how much it is by now; it never becomes less.
+    pub fn new(so_far: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Exempt(Some(Arc::new(so_far)))
+    }
+
+    /// How much it is by now.
+    pub fn so_far(&self) -> Duration {
+        self.0.as_ref().map_or(Duration::ZERO, |so_far| so_far())
+    }
+}
+
+impl std::fmt::Debug for Exempt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Exempt({:?})", self.so_far())
+    }
 }
 
 /// Resource limits; `None` leaves the daemon's own.

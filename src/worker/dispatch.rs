@@ -221,6 +221,7 @@ fn ended_by_us(ending: Ending) -> Finished {
         message: String::new(),
         cacheable: false,
         details: Vec::new(),
+        logs: Vec::new(),
     }
 }
 

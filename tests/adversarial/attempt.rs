@@ -51,6 +51,7 @@ pub(crate) fn spec(root: &Path, argv: &[&str]) -> CommandSpec {
         inputs: Default::default(),
         cwd: PathBuf::new(),
         timeout: Some(Duration::from_secs(20)),
+        exempt: Default::default(),
         grace: Duration::ZERO,
         limits: Limits::default(),
         view: Default::default(),

@@ -2,6 +2,7 @@
 //! short ways of putting an action together.
 #![allow(dead_code)] // each test file uses its own part
 
+use std::cell::Cell;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,7 +43,17 @@ pub(crate) fn settings(scratch: std::path::PathBuf) -> Settings {
         strategies: Strategies::at(&[Level::Process]),
         platform: vec![("OSFamily".into(), "linux".into())],
         ignored_properties: Vec::new(),
+        input_report: false,
         scratch,
+    }
+}
+
+/// Gives the test's thread and those that it starts mounts of their own: the launchers and the runtime's. Once, for
+/// threads that the runtime has by then stay where they are.
+fn own_mounts() {
+    thread_local!(static DONE: Cell<bool> = const { Cell::new(false) });
+    if !DONE.replace(true) {
+        private_mounts().unwrap();
     }
 }
 
@@ -75,14 +86,25 @@ impl Bench {
         source: Option<Arc<dyn BlobSource>>,
         change: impl FnOnce(&mut Settings),
     ) -> Option<Self> {
+        Self::fuse_after(source, None, change)
+    }
+
+    /// The same with what an earlier worker has learnt of commands.
+    pub(crate) fn fuse_after(
+        source: Option<Arc<dyn BlobSource>>,
+        learnt: Option<&Path>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Option<Self> {
         let possible = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
         if !possible {
             println!("SKIPPED: needs root and /dev/fuse");
             return None;
         }
-        // Of this thread and those that it starts: the launchers and the runtime's.
-        private_mounts().unwrap();
+        own_mounts();
         let inputs = |cas: &Cas, dir: &Path| -> Arc<dyn InputRoots> {
+            if let Some(learnt) = learnt {
+                std::fs::copy(learnt, dir.with_file_name("input-profiles")).unwrap();
+            }
             Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
         };
         Some(Bench::with_all(process(), inputs, source, change))
@@ -133,6 +155,13 @@ impl Bench {
             slots: 1,
         });
         Bench { store, runner, dir }
+    }
+
+    /// Ends the worker and leaves its directory.
+    pub(crate) fn end(self) -> tempfile::TempDir {
+        let Bench { runner, dir, .. } = self;
+        drop(runner);
+        dir
     }
 
     pub(crate) fn put(&self, data: &[u8]) -> Digest {

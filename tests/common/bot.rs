@@ -32,6 +32,7 @@ pub(crate) fn done() -> Finished {
         message: String::new(),
         cacheable: false,
         details: Vec::new(),
+        logs: Vec::new(),
     }
 }
 

@@ -171,6 +171,7 @@ impl Bed {
             inputs: Default::default(),
             cwd: PathBuf::new(),
             timeout: None,
+            exempt: Default::default(),
             grace: Duration::ZERO,
             limits: Limits::default(),
             view: Default::default(),

@@ -1,6 +1,8 @@
 //! What a command may use, and what is known of it afterwards.
 
-use boxwright::sandbox::{End, Limits, Sandbox, UsageSource};
+use std::time::Duration;
+
+use boxwright::sandbox::{End, Exempt, Limits, Sandbox, UsageSource};
 
 use super::bed::{Bed, text};
 
@@ -117,4 +119,21 @@ async fn what_nobody_waited_for_is_counted_too() {
         return;
     };
     assert!(peak > 100_000, "{usage:?}");
+}
+
+#[tokio::test]
+async fn exempt_time_does_not_count_towards_the_timeout() {
+    let bed = Bed::new();
+    let allowed = async |exempt| {
+        let mut spec = bed.shell("sleep 0.5");
+        spec.timeout = Some(Duration::from_millis(100));
+        spec.exempt = exempt;
+        bed.run(spec).await.end
+    };
+    assert_eq!(allowed(Exempt::default()).await, End::TimedOut);
+    // Far more than the command needs, and known only while it runs.
+    let exempt = Exempt::new(|| Duration::from_secs(60));
+    assert_eq!(allowed(exempt).await, End::Exited(0));
+    let little = Exempt::new(|| Duration::from_millis(50));
+    assert_eq!(allowed(little).await, End::TimedOut);
 }

@@ -140,6 +140,7 @@ impl Bed {
             root: self.root(),
             inputs: Default::default(),
             cwd: PathBuf::new(),
+            exempt: Default::default(),
             timeout: None,
             grace: Duration::ZERO,
             limits: Limits::default(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use boxwright::sandbox::{CommandSpec, End, Sandbox};
+use boxwright::sandbox::{CommandSpec, End, Exempt, Sandbox};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -187,4 +187,21 @@ async fn one_that_stops_all_it_may_is_still_put_out() {
         stops_all_it_may(&bed, &marker).await;
     }
     assert_eq!(bed.run(bed.shell("exit 6")).await.end, End::Exited(6));
+}
+
+#[tokio::test]
+async fn exempt_time_does_not_count_towards_the_timeout() {
+    let bed = Bed::new();
+    let allowed = async |exempt| {
+        let mut spec = bed.shell("sleep 0.5");
+        spec.timeout = Some(Duration::from_millis(100));
+        spec.exempt = exempt;
+        bed.run(spec).await.end
+    };
+    assert_eq!(allowed(Exempt::default()).await, End::TimedOut);
+    // Far more than the command needs, and known only while it runs.
+    let exempt = Exempt::new(|| Duration::from_secs(60));
+    assert_eq!(allowed(exempt).await, End::Exited(0));
+    let little = Exempt::new(|| Duration::from_millis(50));
+    assert_eq!(allowed(little).await, End::TimedOut);
 }

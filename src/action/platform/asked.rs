@@ -12,6 +12,7 @@
 //! | `pids` | a number | |
 //! | `timeout` | a length of time: `10m` | |
 //! | `sandbox-profile` | a name | |
+//! | `boxwright-input-report` | `true`, `yes`, `on` or `1`, or the opposite | |
 
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ pub(super) struct Asked {
     pub(super) pids: Option<u64>,
     pub(super) timeout: Option<Duration>,
     pub(super) profile: Option<String>,
+    pub(super) input_report: Option<bool>,
 }
 
 impl Asked {
@@ -59,6 +61,7 @@ impl Asked {
             "pids" => set(&mut self.pids, at_least_one(number(value)?)?)?,
             "timeout" => set(&mut self.timeout, time(value)?)?,
             "sandbox-profile" => set(&mut self.profile, value.to_owned())?,
+            "boxwright-input-report" => set(&mut self.input_report, yes_no(value)?)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -81,6 +84,15 @@ fn on_off(value: &str) -> Result<bool, String> {
         "on" => Ok(true),
         "off" => Ok(false),
         _ => Err("it is on or off".to_owned()),
+    }
+}
+
+/// What people write that set properties by hand, in whatever language.
+fn yes_no(value: &str) -> Result<bool, String> {
+    match value {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" => Ok(false),
+        _ => Err("it is true, yes, on or 1, or else false, no, off or 0".to_owned()),
     }
 }
 
@@ -163,6 +175,10 @@ mod tests {
             ("timeout", "90".to_owned(), false),
             ("root", "input".to_owned(), true),
             ("root", "/".to_owned(), false),
+            ("boxwright-input-report", "true".to_owned(), true),
+            ("boxwright-input-report", "0".to_owned(), true),
+            ("boxwright-input-report", "TRUE".to_owned(), false),
+            ("boxwright-input-report", String::new(), false),
             ("chrootRootDigest", format!("{text}/1"), true),
             ("chrootRootDigest", text.clone(), false),
             ("chrootRootDigest", "beef/1".to_owned(), false),
@@ -185,7 +201,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_value_panics(name in "network|unixUID|chrootRootDigest|root|memory|cpus|pids|timeout", value in "\\PC{0,80}") {
+        fn no_value_panics(name in "network|unixUID|chrootRootDigest|root|memory|cpus|pids|timeout|boxwright-input-report", value in "\\PC{0,80}") {
             let _ = Asked::default().read(&name, &value, F);
         }
     }

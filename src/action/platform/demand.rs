@@ -27,6 +27,8 @@ pub(crate) struct Demand {
     pub(crate) timeout_asked: Option<Duration>,
     /// A tree to merge the input root into.
     pub(crate) chroot: Option<Digest>,
+    /// Whether it is to be reported what it does with its inputs; `None` if it does not say.
+    pub(crate) input_report: Option<bool>,
 }
 
 impl Demand {
@@ -73,6 +75,7 @@ impl Demand {
             timeout_cap: strategy.timeout,
             timeout_asked: asked.timeout,
             chroot: asked.chroot,
+            input_report: asked.input_report,
         })
     }
 

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::flights::{Landing, Plan};
 use super::{Shared, Wanted, blocking};
+use crate::cas::Behalf;
 use crate::cas::pack::{GROUP_BYTES, pack};
-use crate::cas::remote::Behalf;
 use crate::cas::{BlobSource, CasError};
 use crate::reapi::Digest;
 

@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use crate::cas::Behalf;
 use crate::cas::CasError;
-use crate::cas::remote::Behalf;
 use crate::reapi::Digest;
 
 /// How a flight ended.

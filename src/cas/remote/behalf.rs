@@ -21,15 +21,16 @@ pub async fn on_behalf_of<T>(metadata: re::RequestMetadata, work: impl Future<Ou
 
 /// Whom this task works for, to be told to another one.
 #[derive(Clone)]
-pub(in crate::cas) struct Behalf(Option<MetadataValue<Binary>>);
+pub(crate) struct Behalf(Option<MetadataValue<Binary>>);
 
 impl Behalf {
-    pub(in crate::cas) fn current() -> Self {
+    /// Whom the task works for that calls this; nobody outside of [`on_behalf_of`].
+    pub(crate) fn current() -> Self {
         Behalf(METADATA.try_with(Clone::clone).ok())
     }
 
     /// Does `work` for the same one.
-    pub(in crate::cas) async fn pass_on<T>(self, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn pass_on<T>(self, work: impl Future<Output = T>) -> T {
         match self.0 {
             Some(metadata) => METADATA.scope(metadata, work).await,
             None => work.await,

@@ -34,7 +34,7 @@ use crate::reapi::proto::re::capabilities_client::CapabilitiesClient;
 use crate::reapi::proto::re::content_addressable_storage_client::ContentAddressableStorageClient;
 use crate::reapi::{Digest, DigestFunction};
 
-pub(super) use behalf::Behalf;
+pub(crate) use behalf::Behalf;
 pub use behalf::on_behalf_of;
 use capabilities::Capabilities;
 use channels::{Channels, Load};

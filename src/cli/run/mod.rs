@@ -6,6 +6,7 @@
 mod action;
 mod follow;
 mod live;
+mod logs;
 mod outputs;
 mod own;
 mod report;
@@ -85,6 +86,10 @@ pub(super) struct RunCommand {
     /// Neither use nor keep a cached result
     #[arg(long)]
     no_cache: bool,
+    /// Write to FILE which inputs the command read, never read and looked up in vain. The worker is asked for it with the property
+    /// boxwright-input-report=true, and executes even if the result is known
+    #[arg(long, value_name = "FILE")]
+    input_report: Option<PathBuf>,
     /// Show output only when the command has ended. Live output of a command that writes faster than the server streams
     /// may have gaps, which are reported; output shown at the end never has
     #[arg(long)]
@@ -188,13 +193,17 @@ impl RunCommand {
             }
             None => (Digest::empty(function), Vec::new()),
         };
+        let mut platform = self.platform.clone();
+        if self.input_report.is_some() {
+            platform.push((logs::PROPERTY.to_owned(), "true".to_owned()));
+        }
         let (action, messages) = action::build(
             function,
             root,
             &Wish {
                 arguments: &self.command,
                 environment: &self.env,
-                platform: &self.platform,
+                platform: &platform,
                 outputs: &self.outputs,
                 working_directory: &self.cwd,
                 timeout: self.timeout,
@@ -209,7 +218,7 @@ impl RunCommand {
         blobs::upload(cas, contents, progress).await?;
         Ok(re::ExecuteRequest {
             instance_name: self.instance.clone(),
-            skip_cache_lookup: self.skip_cache || self.no_cache,
+            skip_cache_lookup: self.skip_cache || self.no_cache || self.input_report.is_some(),
             action_digest: Some(action.to_proto()),
             digest_function: function.to_proto() as i32,
             inline_stdout: true,
@@ -243,11 +252,19 @@ impl RunCommand {
     ) -> Done {
         let function = self.digest_function;
         let failure = report::response(&response);
-        let result = response.result.unwrap_or_default();
+        let result = response.result.clone().unwrap_or_default();
         let shown = live.finish(cas, function, &result).await;
+        if !self.quiet {
+            logs::tell(&response, self.input_report.as_deref());
+        }
+        let reported = match &self.input_report {
+            Some(place) => logs::write(cas, function, &response, place).await,
+            None => Ok(()),
+        };
         if let Some(failure) = failure {
             return Err(failure);
         }
+        reported?;
         let plan = outputs::plan(cas, function, &result, &self.outputs).await?;
         let lacking = outputs::lacking(&result, &self.outputs);
         plan.write(cas, &self.output_dir, progress).await?;

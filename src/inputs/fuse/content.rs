@@ -4,12 +4,11 @@
 //! what the digest says, or nothing: a reader never gets a wrong byte, and an action that could not read an input is told
 //! so when it ends, whatever its command made of the error.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use lru::LruCache;
@@ -19,14 +18,12 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::stall::Stalls;
+use super::watch::{Wait, Watches};
 use crate::cas::{Cas, CasError, Pins, Wanted};
 use crate::reapi::Digest;
 
 /// Blobs that are kept open between two reads.
 const OPEN: usize = 128;
-/// Failures that are remembered; whoever started longer ago than the oldest is told of them all.
-const FAILURES: usize = 256;
 
 /// Reads contents.
 pub(super) struct Contents {
@@ -36,16 +33,8 @@ pub(super) struct Contents {
     open: Mutex<LruCache<Digest, Arc<File>>>,
     /// Reads that wait, by the number of their request.
     waiting: Mutex<HashMap<u64, CancellationToken>>,
-    failures: Mutex<VecDeque<(Instant, Failed)>>,
-    pub(super) stalls: Stalls,
-}
-
-/// A content that could not be had.
-#[derive(Clone, Debug)]
-pub(super) struct Failed {
-    pub(super) digest: Digest,
-    /// `None` if nobody has it.
-    pub(super) why: Option<Arc<CasError>>,
+    /// Who is to be told.
+    pub(super) watches: Arc<Watches>,
 }
 
 impl Contents {
@@ -57,8 +46,15 @@ impl Contents {
                 NonZeroUsize::new(OPEN).unwrap_or(NonZeroUsize::MIN),
             )),
             waiting: Mutex::default(),
-            failures: Mutex::default(),
-            stalls: Stalls::default(),
+            watches: Arc::default(),
+        }
+    }
+
+    /// For another file system, whose requests have numbers of their own; the same ones are told.
+    pub(super) fn beside(&self) -> Contents {
+        Contents {
+            watches: self.watches.clone(),
+            ..Contents::new(self.cas.clone(), self.runtime.clone())
         }
     }
 
@@ -78,13 +74,17 @@ impl Contents {
         }
         if let Some(file) = self.at_hand(wanted.digest)? {
             match read_cached(&file, offset, size) {
-                Ok(bytes) if bytes.len() == size => return Ok(bytes),
+                Ok(bytes) if bytes.len() == size => {
+                    self.watches.read(wanted.digest);
+                    return Ok(bytes);
+                }
                 // Part of it is not in memory.
                 Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP) => {
                     let read = self
                         .runtime
                         .spawn_blocking(move || read_whole(&file, offset, size));
                     if let Ok(Ok(bytes)) = read.await {
+                        self.watches.read(wanted.digest);
                         return Ok(bytes);
                     }
                 }
@@ -111,13 +111,6 @@ impl Contents {
         if let Some(waiting) = self.waiting.lock().get(&request) {
             waiting.cancel();
         }
-    }
-
-    /// What could not be had since then.
-    pub(super) fn failed_since(&self, since: Instant) -> Vec<Failed> {
-        let failures = self.failures.lock();
-        let recent = failures.iter().filter(|(at, _)| *at >= since);
-        recent.map(|(_, failed)| failed.clone()).collect()
     }
 
     /// The blob's file if it is in the store. Opening it may wait for the disk, never for more.
@@ -155,11 +148,13 @@ impl Contents {
     async fn wait_for(&self, request: u64, wanted: Wanted) -> Result<Pins, Errno> {
         let interrupted = CancellationToken::new();
         self.waiting.lock().insert(request, interrupted.clone());
-        let _stall = self.stalls.begin();
+        let wait = self.watches.wait(wanted.digest);
         let cas = self.cas.clone();
-        let fetch = self
-            .runtime
-            .spawn(async move { cas.fetch(&[wanted]).await });
+        let fetch = async move { cas.fetch(&[wanted]).await };
+        let fetch = match wait.behalf() {
+            Some(behalf) => self.runtime.spawn(behalf.pass_on(fetch)),
+            None => self.runtime.spawn(fetch),
+        };
         // Dropped, it ends the download, unless somebody else waits for it too.
         let mut fetch = AbortOnDropHandle::new(fetch);
         let fetched = tokio::select! {
@@ -170,31 +165,22 @@ impl Contents {
         self.waiting.lock().remove(&request);
         match fetched {
             None => Err(Errno::INTR),
-            Some(Ok(Ok(pins))) => Ok(pins),
-            Some(Ok(Err(CasError::Missing(_)))) => Err(self.failed(wanted.digest, None)),
-            Some(Ok(Err(error))) => Err(self.failed(wanted.digest, Some(error))),
+            Some(Ok(Ok(pins))) => {
+                wait.over();
+                Ok(pins)
+            }
+            Some(Ok(Err(error))) => Err(failed(wait, wanted.digest, error)),
             // The runtime goes down.
             Some(Err(_)) => Err(Errno::IO),
         }
     }
+}
 
-    fn failed(&self, digest: Digest, why: Option<CasError>) -> Errno {
-        match &why {
-            None => {
-                tracing::warn!(blob = %digest, "an input that an action reads is not in the CAS")
-            }
-            Some(error) => {
-                tracing::warn!(blob = %digest, "cannot fetch an input that an action reads: {error}")
-            }
-        }
-        let why = why.map(Arc::new);
-        let mut failures = self.failures.lock();
-        if failures.len() >= FAILURES {
-            failures.pop_front();
-        }
-        failures.push_back((Instant::now(), Failed { digest, why }));
-        Errno::IO
-    }
+fn failed(wait: Wait, digest: Digest, error: CasError) -> Errno {
+    tracing::warn!(blob = %digest, "cannot fetch an input that an action reads: {error}");
+    let missing = matches!(error, CasError::Missing(_));
+    wait.failed((!missing).then_some(error));
+    Errno::IO
 }
 
 /// Reads what is in memory.

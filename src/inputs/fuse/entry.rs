@@ -45,8 +45,8 @@ pub(super) struct Look {
     mode: u32,
     mtime: (i64, u32),
     owner: (u32, u32),
-    /// The private view that it belongs to; 0 for what is shared.
-    private: u64,
+    /// Where it is, if it is to be another node than what looks the same elsewhere: its directory, and its place there.
+    pub(super) place: Option<(NodeId, usize)>,
 }
 
 /// An entry: which of a directory's subdirectories, files or links.
@@ -98,7 +98,7 @@ pub(super) fn leaf(
     directory: &Directory,
     entry: Entry,
     owner: Owner,
-    private: u64,
+    place: Option<(NodeId, usize)>,
 ) -> Option<Look> {
     let (content, mode, properties) = match entry {
         Entry::Directory(_) => return None,
@@ -120,7 +120,7 @@ pub(super) fn leaf(
         mode,
         mtime: shown_mtime(properties),
         owner: (owner.uid, owner.gid),
-        private,
+        place,
     })
 }
 

@@ -3,6 +3,8 @@
 //! open, opendir, flush and extended attributes are answered ENOSYS, upon which the kernel asks no more and keeps the pages
 //! that it has; what it was told once holds for ever, also that a name is not there. Only READ may take time. The one
 //! change that is allowed is the removal of a view, by which the daemon makes the kernel forget it.
+//!
+//! Where it is recorded what is asked for, every open is told, and to be listed is not to have been found.
 
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU32;
@@ -22,12 +24,16 @@ use super::content::Contents;
 use super::eager::Requests;
 use super::entry::{Attributes, Content, Kind};
 use super::nodes::{Listing, NodeId, Nodes};
+use super::plan::below;
+use super::record::Recorder;
 use crate::cas::Wanted;
 
 /// As long as can be.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// Requests that the kernel has under way in the background, reading ahead mostly.
 const BACKGROUND: u16 = 64;
+/// FOPEN_KEEP_CACHE of linux/fuse.h: to be opened changes no file.
+const KEEP_PAGES: u32 = 1 << 1;
 
 /// Answers the kernel.
 #[derive(Clone)]
@@ -35,6 +41,8 @@ pub(super) struct Kernel {
     pub(super) nodes: Arc<Nodes>,
     pub(super) contents: Arc<Contents>,
     pub(super) requests: Arc<Requests>,
+    /// Who is to be told what is asked for.
+    pub(super) recorder: Option<Arc<Recorder>>,
 }
 
 impl Kernel {
@@ -43,6 +51,7 @@ impl Kernel {
             nodes,
             contents,
             requests: Arc::default(),
+            recorder: None,
         }
     }
 }
@@ -58,9 +67,14 @@ impl Filesystem for Kernel {
 
     async fn destroy(&self, _request: Request) {}
 
-    async fn lookup(&self, _request: Request, parent: Inode, name: &OsStr) -> Result<ReplyEntry> {
+    async fn lookup(&self, request: Request, parent: Inode, name: &OsStr) -> Result<ReplyEntry> {
         self.requests.came();
         let found = self.nodes.lookup(parent, name.as_bytes()).map_err(code)?;
+        if let Some(recorder) = &self.recorder
+            && !is_own(request.pid)
+        {
+            self.looked_up(recorder, parent, name, found.as_ref());
+        }
         Ok(ReplyEntry {
             ttl: FOR_EVER,
             // The number 0 is the answer "there is nothing, and never will be".
@@ -95,9 +109,23 @@ impl Filesystem for Kernel {
 
     async fn readlink(&self, _request: Request, inode: Inode) -> Result<ReplyData> {
         match self.nodes.content(inode).map_err(code)? {
-            Content::Symlink(target) => Ok(Bytes::copy_from_slice(target.as_bytes()).into()),
+            Content::Symlink(target) => {
+                self.opened(inode);
+                Ok(Bytes::copy_from_slice(target.as_bytes()).into())
+            }
             Content::File(..) => Err(code(Errno::INVAL)),
         }
+    }
+
+    async fn open(&self, _request: Request, inode: Inode, _flags: u32) -> Result<ReplyOpen> {
+        if self.recorder.is_none() {
+            return Err(code(Errno::NOSYS));
+        }
+        self.opened(inode);
+        Ok(ReplyOpen {
+            fh: 0,
+            flags: KEEP_PAGES,
+        })
     }
 
     async fn read(
@@ -178,6 +206,38 @@ impl Filesystem for Kernel {
 }
 
 impl Kernel {
+    fn looked_up(
+        &self,
+        recorder: &Recorder,
+        parent: NodeId,
+        name: &OsStr,
+        found: Option<&Attributes>,
+    ) {
+        let name = name.to_string_lossy();
+        // The kernel's own way of finding a node again.
+        let Some(above) = self
+            .nodes
+            .path(parent)
+            .filter(|_| name != "." && name != "..")
+        else {
+            return;
+        };
+        let path = below(&above, &name);
+        match found.map(|found| found.kind) {
+            None => recorder.missed(path),
+            Some(Kind::File | Kind::Symlink) => recorder.found(path),
+            Some(Kind::Directory) => {}
+        }
+    }
+
+    fn opened(&self, id: NodeId) {
+        if let Some(recorder) = &self.recorder
+            && let Some(path) = self.nodes.path(id)
+        {
+            recorder.opened(path);
+        }
+    }
+
     fn entries(&self, parent: NodeId, offset: i64, told: bool) -> Result<Entries<'_>> {
         let (listing, above) = self.nodes.listing(parent).map_err(code)?;
         Ok(Entries {
@@ -187,6 +247,10 @@ impl Kernel {
             listing,
             next: usize::try_from(offset).map_err(|_| code(Errno::INVAL))?,
             told,
+            found: match self.recorder {
+                None => FOR_EVER,
+                Some(_) => Duration::ZERO,
+            },
             last: None,
         })
     }
@@ -201,6 +265,8 @@ struct Entries<'n> {
     next: usize,
     /// The kernel will know of what it is given.
     told: bool,
+    /// How long a name that was listed counts as looked up.
+    found: Duration,
     /// Was given out; whether it reaches the kernel shows when the next is asked for.
     last: Option<NodeId>,
 }
@@ -232,7 +298,7 @@ impl Entries<'_> {
             name,
             offset: i64::try_from(self.next).unwrap_or(i64::MAX),
             attr,
-            entry_ttl: FOR_EVER,
+            entry_ttl: self.found,
             attr_ttl: FOR_EVER,
         }))
     }
@@ -267,6 +333,11 @@ impl Drop for Entries<'_> {
         // It was asked for, but did not fit any more.
         self.settle(false);
     }
+}
+
+/// Whether a thread of the daemon asks, which makes places in an input root before a command runs in it.
+fn is_own(thread: u32) -> bool {
+    std::fs::symlink_metadata(format!("/proc/self/task/{thread}")).is_ok()
 }
 
 fn attributes(found: Attributes) -> FileAttr {

@@ -8,6 +8,7 @@
 //!   blobs         the local store, read-only
 //!   parts/NAME    views that are mounted on their own
 //!   layers/NAME   what an action writes: upper/ and work/
+//!   watched/NAME  file systems of single actions, of which it is to be known what they do with their inputs
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -64,7 +65,7 @@ impl Layout {
         };
         make(layout.dir.join("roots"), 0o711)?;
         make(layout.behind.clone(), 0o700)?;
-        for name in ["tree", "view", "blobs", "parts", "layers"] {
+        for name in ["tree", "view", "blobs", "parts", "layers", "watched"] {
             make(layout.behind.join(name), 0o700)?;
         }
         Ok(layout)
@@ -91,6 +92,12 @@ impl Layout {
 
     pub(super) fn layers(&self) -> PathBuf {
         self.behind.join("layers")
+    }
+
+    /// A new place for a file system.
+    pub(super) fn watched(&self) -> PathBuf {
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        self.behind.join("watched").join(name)
     }
 
     pub(super) fn place(&self, view: &str) -> PathBuf {

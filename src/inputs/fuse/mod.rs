@@ -18,13 +18,15 @@ mod layout;
 mod mounts;
 mod nodes;
 mod plan;
+mod profiles;
+mod record;
 mod root;
 mod server;
-mod stall;
 mod subtree;
 mod tree_mount;
 mod upper;
 mod views;
+mod watch;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -38,7 +40,7 @@ pub use mounts::private_mounts;
 pub use tree_mount::TreeMount;
 
 use super::{InputError, InputRoots, StageRequest, StagedRoot, blocking, named};
-use crate::cas::Cas;
+use crate::cas::{Behalf, Cas};
 use crate::config::Owner;
 use crate::tree::{Directory, Tree};
 use content::Contents;
@@ -46,6 +48,7 @@ use kernel::Kernel;
 use layers::Layers;
 use layout::Layout;
 use nodes::Nodes;
+use profiles::Profiles;
 use root::Root;
 use server::Server;
 use subtree::Subtrees;
@@ -66,14 +69,16 @@ struct Shared {
     layers: Arc<Layers>,
     views: Views,
     contents: Arc<Contents>,
+    profiles: Profiles,
     cas: Cas,
+    runtime: Handle,
     /// Who owns a root that belongs to nobody else.
     own: Owner,
 }
 
 impl FuseRoots {
     /// Mounts the file system below `dir`, which must be on the local store's file system and is emptied first,
-    /// and tries it out. Within a runtime; blocks. The error says what is lacking.
+    /// and tries it out. What commands read is remembered in the file `input-profiles` beside `dir`. Within a runtime; blocks. The error says what is lacking.
     pub fn new(cas: Cas, dir: &Path) -> Result<Self, InputError> {
         let own = own();
         let store = cas.local().clone();
@@ -92,6 +97,8 @@ impl FuseRoots {
                 layers: Arc::new(Layers::new(layout.clone())),
                 layout,
                 contents,
+                profiles: Profiles::open(Some(profiles::beside(dir))),
+                runtime: Handle::current(),
                 cas,
                 own,
             }),
@@ -117,7 +124,9 @@ impl FuseRoots {
             directories: vec!["made".to_owned()],
             outputs: Vec::new(),
             owner: None,
+            shapes: Vec::new(),
             writable: false,
+            watched: false,
             hold: None,
         };
         let shown = self.show(&request)?;
@@ -130,7 +139,8 @@ impl FuseRoots {
     }
 
     fn show(&self, request: &StageRequest) -> Result<Root, InputError> {
-        show(&self.shared, &self.subtrees, request, self.number())
+        let behalf = Behalf::current();
+        show(&self.shared, &self.subtrees, request, self.number(), behalf)
     }
 
     fn number(&self) -> u64 {
@@ -167,6 +177,7 @@ fn show(
     subtrees: &Subtrees,
     request: &StageRequest,
     action: u64,
+    behalf: Behalf,
 ) -> Result<Root, InputError> {
     let subtree = subtrees.of(&request.tree, action).ok_or_else(|| {
         // The door promises a whole tree.
@@ -179,7 +190,7 @@ fn show(
             return Err(InputError::Missing(named(&request.tree, lacking)));
         }
     }
-    Root::show(shared.clone(), request, subtree, action)
+    Root::show(shared.clone(), request, subtree, action, behalf)
 }
 
 #[async_trait]
@@ -191,13 +202,17 @@ impl InputRoots for FuseRoots {
     async fn stage(&self, request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError> {
         let (shared, subtrees, action) =
             (self.shared.clone(), self.subtrees.clone(), self.number());
-        let shown = blocking("stage", move || show(&shared, &subtrees, &request, action)).await?;
-        Ok(Box::new(shown))
+        let behalf = Behalf::current();
+        let show = move || show(&shared, &subtrees, &request, action, behalf);
+        Ok(Box::new(blocking("stage", show).await?))
     }
 }
 
 impl Drop for FuseRoots {
     fn drop(&mut self) {
+        if let Err(error) = self.shared.profiles.save() {
+            tracing::warn!("cannot remember what commands read: {error}");
+        }
         self.server.expect_end();
         if let Err(error) = self.shared.layout.strip() {
             tracing::warn!("mounts of input roots stay until the daemon ends: {error}");

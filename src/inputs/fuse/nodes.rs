@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! /by-digest/NAME    views: directories that all actions share, by names that the rest of this room makes up
-//! /a/NAME            private views: nothing in them is shared, so that it is seen what an action asks for
 //! ```
+//!
+//! or one tree and nothing else, where nodes can be asked for their paths.
 //!
 //! Everything but the content of files is answered from decoded Directory messages in memory. A directory has a number
 //! of its own on each path: under a shared one the kernel would move it from path to path. A file has the same number
@@ -27,10 +28,8 @@ pub(super) type NodeId = u64;
 /// The root, as every kernel protocol has it.
 pub(super) const ROOT: NodeId = 1;
 const SHARED: NodeId = 2;
-const PRIVATE: NodeId = 3;
-/// The names of the two.
+/// Its name.
 pub(super) const SHARED_NAME: &str = "by-digest";
-pub(super) const PRIVATE_NAME: &str = "a";
 
 /// All nodes.
 pub(super) struct Nodes {
@@ -39,13 +38,14 @@ pub(super) struct Nodes {
     own: Owner,
     /// The root is that of a tree, and there is nothing else.
     plain: bool,
+    /// Each path has a node of its own.
+    by_path: bool,
 }
 
 struct Table {
     nodes: HashMap<NodeId, Node>,
     leaves: HashMap<Arc<Look>, NodeId>,
     views: HashMap<String, NodeId>,
-    private: HashMap<String, NodeId>,
     next: NodeId,
 }
 
@@ -54,8 +54,6 @@ pub(super) struct View {
     pub(super) name: String,
     pub(super) root: Arc<Subtree>,
     owner: Owner,
-    /// Not 0 if its files are nobody else's.
-    pub(super) private: u64,
     /// Names that the kernel was told of, and may still know.
     told: AtomicU64,
 }
@@ -112,12 +110,12 @@ impl Nodes {
         Nodes {
             own,
             plain: false,
+            by_path: false,
             table: Mutex::new(Table {
                 nodes: HashMap::new(),
                 leaves: HashMap::new(),
                 views: HashMap::new(),
-                private: HashMap::new(),
-                next: PRIVATE + 1,
+                next: SHARED + 1,
             }),
         }
     }
@@ -130,7 +128,6 @@ impl Nodes {
             name: String::new(),
             root: root.clone(),
             owner,
-            private: 0,
             told: AtomicU64::new(0),
         };
         let place = Place {
@@ -148,32 +145,29 @@ impl Nodes {
         nodes
     }
 
-    /// Shows a tree under a name that was never used before, in `by-digest` or, with a number of its own, in `a`.
-    pub(super) fn show(
-        &self,
-        name: String,
-        root: Arc<Subtree>,
-        owner: Owner,
-        private: u64,
-    ) -> Arc<View> {
+    /// The same, and each path is a node of its own: for who wants to know which one is meant.
+    pub(super) fn by_path(root: Arc<Subtree>, owner: Owner) -> Self {
+        Nodes {
+            by_path: true,
+            ..Nodes::of(root, owner)
+        }
+    }
+
+    /// Shows a tree in `by-digest`, under a name that was never used before.
+    pub(super) fn show(&self, name: String, root: Arc<Subtree>, owner: Owner) -> Arc<View> {
         let view = Arc::new(View {
             name: name.clone(),
             root: root.clone(),
             owner,
-            private,
             told: AtomicU64::new(0),
         });
         let mut table = self.table.lock();
         let id = table.number();
-        let (parent, names) = match private {
-            0 => (SHARED, &mut table.views),
-            _ => (PRIVATE, &mut table.private),
-        };
-        names.insert(name, id);
+        table.views.insert(name, id);
         let place = Place {
             view: view.clone(),
             subtree: root,
-            parent,
+            parent: SHARED,
             index: None,
             children: HashMap::new(),
         };
@@ -189,12 +183,10 @@ impl Nodes {
     /// Takes a tree off. What the kernel still knows of it stays until it forgets it.
     pub(super) fn hide(&self, parent: NodeId, name: &str) -> Result<(), Errno> {
         let mut table = self.table.lock();
-        let names = match parent {
-            SHARED => &mut table.views,
-            PRIVATE => &mut table.private,
-            _ => return Err(Errno::ROFS),
-        };
-        let id = names.remove(name).ok_or(Errno::NOENT)?;
+        if parent != SHARED || self.plain {
+            return Err(Errno::ROFS);
+        }
+        let id = table.views.remove(name).ok_or(Errno::NOENT)?;
         table.forget(id, 1);
         Ok(())
     }
@@ -206,16 +198,13 @@ impl Nodes {
         };
         let mut table = self.table.lock();
         let named = match parent {
-            SHARED => table.views.get(name).copied(),
-            PRIVATE => table.private.get(name).copied(),
+            SHARED if !self.plain => table.views.get(name).copied(),
             ROOT if !self.plain => {
-                let fixed = [(SHARED_NAME, SHARED), (PRIVATE_NAME, PRIVATE)];
-                let found = fixed.into_iter().find(|(fixed, _)| *fixed == name);
-                return Ok(found.map(|(_, id)| self.fixed(id)));
+                return Ok((name == SHARED_NAME).then(|| self.fixed(SHARED)));
             }
             _ => {
                 let found = entry::find(&table.place(parent)?.subtree.directory, name);
-                let counted = found.map(|index| table.enter(parent, index));
+                let counted = found.map(|index| table.enter(parent, index, self.by_path));
                 return counted.transpose();
             }
         };
@@ -233,7 +222,7 @@ impl Nodes {
     ) -> Result<(String, Attributes), Errno> {
         match listing {
             Listing::Tree(subtree) => {
-                let attributes = self.table.lock().enter(parent, index)?;
+                let attributes = self.table.lock().enter(parent, index, self.by_path)?;
                 let name = entry::name(&subtree.directory, index).ok_or(Errno::NOENT)?;
                 Ok((name.to_owned(), attributes))
             }
@@ -254,12 +243,8 @@ impl Nodes {
             Listing::Names(names)
         };
         Ok(match id {
-            ROOT if !self.plain => {
-                let names = [PRIVATE_NAME, SHARED_NAME].map(str::to_owned);
-                (Listing::Names(names.into()), ROOT)
-            }
-            SHARED => (sorted(&table.views), ROOT),
-            PRIVATE => (sorted(&table.private), ROOT),
+            ROOT if !self.plain => (Listing::Names(vec![SHARED_NAME.to_owned()]), ROOT),
+            SHARED if !self.plain => (sorted(&table.views), ROOT),
             _ => {
                 let place = table.place(id)?;
                 (Listing::Tree(place.subtree.clone()), place.parent)
@@ -270,8 +255,7 @@ impl Nodes {
     /// A node's attributes.
     pub(super) fn attributes(&self, id: NodeId) -> Result<Attributes, Errno> {
         match id {
-            SHARED | PRIVATE => Ok(self.fixed(id)),
-            ROOT if !self.plain => Ok(self.fixed(id)),
+            ROOT | SHARED if !self.plain => Ok(self.fixed(id)),
             _ => self.table.lock().attributes(id),
         }
     }
@@ -282,6 +266,11 @@ impl Nodes {
             What::Directory(_) => Err(Errno::ISDIR),
             What::Leaf(look) => Ok(look.content.clone()),
         }
+    }
+
+    /// The path of a directory, or of another node where each path has one of its own; "" for the root.
+    pub(super) fn path(&self, id: NodeId) -> Option<String> {
+        self.table.lock().path(id)
     }
 
     /// The kernel forgets having been told of a node so many times.
@@ -320,8 +309,28 @@ impl Table {
         }
     }
 
+    fn path(&self, id: NodeId) -> Option<String> {
+        let mut names = Vec::new();
+        let mut at = id;
+        loop {
+            let (parent, index) = match &self.nodes.get(&at)?.what {
+                What::Directory(Place { index: None, .. }) => break,
+                // Subdirectories come first in a listing.
+                What::Directory(place) => (place.parent, place.index? as usize),
+                What::Leaf(look) => look.place?,
+            };
+            names.push(entry::name(
+                &self.place(parent).ok()?.subtree.directory,
+                index,
+            )?);
+            at = parent;
+        }
+        names.reverse();
+        Some(names.join("/"))
+    }
+
     /// Tells of the entry at `index` of a directory of a tree.
-    fn enter(&mut self, parent: NodeId, index: usize) -> Result<Attributes, Errno> {
+    fn enter(&mut self, parent: NodeId, index: usize, by_path: bool) -> Result<Attributes, Errno> {
         let place = self.place(parent)?;
         let (view, subtree) = (place.view.clone(), place.subtree.clone());
         view.told.fetch_add(1, Ordering::Relaxed);
@@ -337,7 +346,8 @@ impl Table {
                 }
             }
             entry => {
-                let look = entry::leaf(&subtree.directory, entry, view.owner, view.private);
+                let place = by_path.then_some((parent, index));
+                let look = entry::leaf(&subtree.directory, entry, view.owner, place);
                 let look = look.ok_or(Errno::NOENT)?;
                 match self.leaves.get(&look) {
                     Some(&id) => id,

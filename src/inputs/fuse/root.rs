@@ -1,29 +1,37 @@
 //! An action's input root: an overlay over the view of its tree, with shared parts mounted in it.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::layers::Layer;
 use super::mounts;
+use super::record::Recorded;
 use super::subtree::Subtree;
 use super::views::Kept;
+use super::watch::Watch;
 use super::{Shared, plan, upper};
+use crate::cas::Behalf;
 use crate::config::Owner;
-use crate::inputs::{Beneath, Hold, InputError, StageRequest, StagedRoot, blocking};
+use crate::inputs::{Beneath, Hold, InputError, StageRequest, StagedRoot, Used, Waited, blocking};
 use crate::reapi::status::MissingBlob;
 use crate::tree::Tree;
+
+/// Contents that are fetched ahead in one turn.
+const AHEAD: usize = 512;
 
 /// A root on show; its removal is part of its life, whoever drops it.
 pub(super) struct Root {
     path: PathBuf,
     upper: PathBuf,
     tree: Arc<Tree>,
-    since: Instant,
-    /// How long readers had waited when it began.
-    stalls: Duration,
+    watch: Arc<Watch>,
+    shapes: Vec<u64>,
+    /// What is fetched before it is asked for.
+    ahead: Option<AbortOnDropHandle<()>>,
     shared: Arc<Shared>,
     shown: Option<Shown>,
 }
@@ -35,6 +43,8 @@ struct Shown {
     mounted: bool,
     /// Stay while they are in use.
     views: Vec<Arc<Kept>>,
+    /// What shows the tree instead, if it is to be known what is done with it.
+    recorded: Option<Recorded>,
     _subtree: Arc<Subtree>,
     _hold: Hold,
 }
@@ -46,6 +56,7 @@ impl Root {
         request: &StageRequest,
         subtree: Arc<Subtree>,
         action: u64,
+        behalf: Behalf,
     ) -> Result<Self, InputError> {
         let owner = request.owner.unwrap_or(shared.own);
         let ways = request
@@ -58,20 +69,22 @@ impl Root {
             path: layer.root.clone(),
             upper: layer.upper(),
             tree: request.tree.clone(),
-            since: Instant::now(),
-            stalls: shared.contents.stalls.total(),
+            watch: shared.contents.watches.begin(subtree.clone(), behalf),
+            shapes: request.shapes.clone(),
+            ahead: None,
             shown: Some(Shown {
                 shared: shared.clone(),
                 layer,
                 mounted: false,
                 views: Vec::new(),
+                recorded: None,
                 _subtree: subtree.clone(),
                 _hold: request.hold.clone(),
             }),
             shared,
         };
-        let done = root.mount(request, &subtree, &ways, owner, action);
-        match done {
+        root.fetch_ahead(&subtree);
+        match root.mount(request, &subtree, &ways, owner, action) {
             Ok(()) => Ok(root),
             Err(error) => {
                 // The first error is the one to report; what cannot be removed goes with the next start.
@@ -93,6 +106,14 @@ impl Root {
             return Ok(());
         };
         upper::prepare(&self.upper, subtree, ways, owner)?;
+        if request.watched {
+            let recorded = Recorded::show(&self.shared, subtree.clone(), owner)?;
+            let recorded = shown.recorded.insert(recorded);
+            let overlay = mounts::overlay(&recorded.at, &self.upper, &shown.layer.work())?;
+            mounts::attach(overlay, &self.path)?;
+            shown.mounted = true;
+            return Ok(());
+        }
         let views = &self.shared.views;
         let whole = views.shared(subtree, owner);
         shown.views.push(whole.clone());
@@ -112,7 +133,47 @@ impl Root {
         Ok(())
     }
 
+    /// Begins to fetch what commands like this one have read.
+    fn fetch_ahead(&mut self, subtree: &Subtree) {
+        let cas = &self.shared.cas;
+        if self.shapes.is_empty() || !cas.has_source() {
+            return;
+        }
+        let mut wanted = self.shared.profiles.wanted(&self.shapes, subtree);
+        let digests: Vec<_> = wanted.iter().map(|wanted| wanted.digest).collect();
+        let lacking: HashSet<_> = cas.local().missing(&digests).into_iter().collect();
+        wanted.retain(|wanted| lacking.contains(&wanted.digest));
+        if wanted.is_empty() {
+            return;
+        }
+        let cas = cas.clone();
+        let behalf = self.watch.behalf.clone();
+        let fetching = self.shared.runtime.spawn(behalf.pass_on(async move {
+            // In turns, so that what somebody waits for meanwhile does not wait for all of it.
+            for some in wanted.chunks(AHEAD) {
+                if let Err(error) = cas.fetch(some).await {
+                    // Whoever reads it is told.
+                    tracing::debug!("cannot fetch inputs ahead: {error}");
+                }
+            }
+        }));
+        self.ahead = Some(AbortOnDropHandle::new(fetching));
+    }
+
+    /// Remembers what was fetched and read, in case that it is needed again.
+    fn learn(&self) {
+        let read = self.watch.take_read();
+        if read.is_empty() || self.shapes.is_empty() {
+            return;
+        }
+        self.shared.profiles.learn(&self.shapes, &self.tree, &read);
+        if let Err(error) = self.shared.profiles.save_now_and_then() {
+            tracing::warn!("cannot remember what commands read: {error}");
+        }
+    }
+
     pub(super) fn take_down(mut self) -> Result<(), InputError> {
+        self.learn();
         match self.shown.take() {
             Some(shown) => shown.remove(),
             None => Ok(()),
@@ -124,6 +185,9 @@ impl Shown {
     fn remove(self) -> Result<(), InputError> {
         let given_back = self.shared.layers.give_back(self.layer, self.mounted);
         drop(self.views);
+        if let Some(recorded) = self.recorded {
+            recorded.take_down();
+        }
         self.shared.views.shrink();
         given_back
     }
@@ -143,11 +207,10 @@ impl StagedRoot for Root {
     }
 
     fn trouble(&self) -> Option<InputError> {
-        let failed = self.shared.contents.failed_since(self.since);
+        let failed = self.watch.failed();
         if failed.is_empty() {
             return None;
         }
-        // Another action may have met them.
         let digests: Vec<_> = failed.iter().map(|failed| failed.digest).collect();
         let paths = self.tree.paths_of(&digests);
         let mut missing = Vec::new();
@@ -174,12 +237,14 @@ impl StagedRoot for Root {
         (!missing.is_empty()).then_some(InputError::Missing(missing))
     }
 
-    fn stalled(&self) -> Duration {
-        self.shared
-            .contents
-            .stalls
-            .total()
-            .saturating_sub(self.stalls)
+    fn waited(&self) -> Option<Waited> {
+        let watch = self.watch.clone();
+        Some(Arc::new(move || watch.waited()))
+    }
+
+    fn used(&self) -> Option<Used> {
+        let recorded = self.shown.as_ref()?.recorded.as_ref()?;
+        Some(recorded.recorder.so_far())
     }
 
     async fn remove(self: Box<Self>) -> Result<(), InputError> {

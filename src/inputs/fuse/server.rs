@@ -143,13 +143,14 @@ fn serve(
 }
 
 async fn start(kernel: Kernel, mount: &Path) -> std::io::Result<MountHandle> {
+    let opens = kernel.recorder.is_some();
     let mut options = MountOptions::default();
     options
         .fs_name("boxwright")
         // Others than root need leave for it in /etc/fuse.conf.
         .allow_other(rustix::process::geteuid().is_root())
         .default_permissions(true)
-        .no_open_support(true)
+        .no_open_support(!opens)
         .no_open_dir_support(true);
     let handle = Session::new(options)
         .mount_with_unprivileged(kernel, mount)

@@ -5,7 +5,7 @@
 //! eviction while it lives. Equal directories are one object, whatever trees they are part of. Of the last
 //! actions' trees, as many are kept as fit within some bounds; what runs is kept anyway, by who runs it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -38,6 +38,22 @@ pub(super) struct Subtree {
     whole: AtomicBool,
     _pins: Option<Pins>,
     known: Weak<Known>,
+}
+
+impl Subtree {
+    /// The contents of all files below it.
+    pub(super) fn contents(&self) -> HashSet<Digest> {
+        let mut all = HashSet::new();
+        let mut seen = HashSet::new();
+        let mut stack = vec![self];
+        while let Some(subtree) = stack.pop() {
+            if seen.insert(subtree.digest) {
+                all.extend(contents(&subtree.directory));
+                stack.extend(subtree.children.iter().map(|child| &**child));
+            }
+        }
+        all
+    }
 }
 
 /// All subtrees.

@@ -82,7 +82,7 @@ impl Views {
             let name = format!("{}-{}.{number}", digest.hash_hex(), digest.size());
             let path = self.layout.shared(&name);
             Arc::new(Kept {
-                view: self.nodes.show(name, subtree.clone(), owner, 0),
+                view: self.nodes.show(name, subtree.clone(), owner),
                 path,
                 place: Mutex::new(None),
             })

@@ -223,6 +223,7 @@ mod tests {
             inputs: Default::default(),
             cwd: "sub".into(),
             timeout: None,
+            exempt: Default::default(),
             grace: Duration::ZERO,
             limits: Limits::default(),
             view: Default::default(),

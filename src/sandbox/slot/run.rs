@@ -16,7 +16,9 @@ use super::request::{Ends, Refusal, RunRequest};
 use super::seat::{KILL_PATIENCE, Seat};
 use super::streams::{Stream, capture};
 use super::wire::{Ended, Report, WireUsage};
-use crate::sandbox::{Captured, CommandSpec, End, Outcome, SandboxError, StreamSpec, Usage};
+use crate::sandbox::{
+    Captured, CommandSpec, End, Exempt, Outcome, SandboxError, StreamSpec, Usage,
+};
 
 /// How far a command that must end has been brought.
 #[derive(Clone, Copy, PartialEq)]
@@ -118,6 +120,7 @@ pub(in crate::sandbox) async fn run(seat: &mut Seat, run: Run<'_>) -> Result<Ran
     });
     let wishes = Wishes {
         timeout: spec.timeout,
+        exempt: std::mem::take(&mut spec.exempt),
         grace: spec.grace,
         cancel,
         exceeded,
@@ -151,6 +154,7 @@ pub(in crate::sandbox) async fn run(seat: &mut Seat, run: Run<'_>) -> Result<Ran
 /// What may end a command before it ends by itself.
 struct Wishes {
     timeout: Option<Duration>,
+    exempt: Exempt,
     grace: Duration,
     cancel: CancellationToken,
     exceeded: Exceeded,
@@ -168,6 +172,8 @@ async fn supervise(
     let grace = wishes.grace;
     let mut timer = pin!(sleep(wishes.timeout.unwrap_or_default()));
     let mut timed = wishes.timeout.is_some();
+    // How much time beyond the timeout it was given.
+    let mut granted = Duration::ZERO;
     let mut phase = Phase::Running;
     let mut why = End::Cancelled;
     let mut early = None;
@@ -198,6 +204,11 @@ async fn supervise(
                 timed = true;
             }
             () = &mut timer, if timed => match phase {
+                Phase::Running if wishes.exempt.so_far() > granted => {
+                    let now = wishes.exempt.so_far();
+                    timer.as_mut().reset(soon(now.saturating_sub(granted)));
+                    granted = now;
+                }
                 Phase::Running => {
                     why = End::TimedOut;
                     phase = stop(occupied.seat, grace);

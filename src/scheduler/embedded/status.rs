@@ -20,6 +20,7 @@ pub(super) fn response(finished: Finished) -> re::ExecuteResponse {
         result,
         message,
         details,
+        logs,
         ..
     } = finished;
     let mut told = match (&ending, &result) {
@@ -45,7 +46,9 @@ pub(super) fn response(finished: Finished) -> re::ExecuteResponse {
         result,
         cached_result: false,
         status: Some(told),
-        server_logs: Default::default(),
+        server_logs: { logs.iter() }
+            .map(|log| (log.name.to_owned(), log.file()))
+            .collect(),
         message,
     }
 }
@@ -116,6 +119,7 @@ mod tests {
             message: "read this".into(),
             cacheable: false,
             details: Vec::new(),
+            logs: Vec::new(),
         }
     }
 

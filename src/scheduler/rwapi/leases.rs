@@ -364,6 +364,7 @@ mod tests {
             message: String::new(),
             cacheable: true,
             details: Vec::new(),
+            logs: Vec::new(),
         })
     }
 

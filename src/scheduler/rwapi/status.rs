@@ -189,6 +189,7 @@ mod tests {
             message: String::new(),
             cacheable: false,
             details: Vec::new(),
+            logs: Vec::new(),
         }
     }
 

@@ -23,8 +23,9 @@ use boxwright::reapi::{Digest, DigestFunction, status, time};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message;
-use tokio_stream::wrappers::TcpListenerStream;
+
 use tonic::transport::ServerTlsConfig;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Status};
 
 pub const SHA256: DigestFunction = DigestFunction::Sha256;
@@ -37,6 +38,8 @@ pub struct Faults {
     pub fail: HashMap<&'static str, (Code, u32)>,
     /// How long failing calls ask the client to wait.
     pub retry_after: Option<Duration>,
+    /// How long every call takes at least, as over a long line.
+    pub latency: Duration,
     /// Calls of this name never answer, so often.
     pub hang: HashMap<&'static str, u32>,
     /// This blob fails in batches with this code, so often.
@@ -219,7 +222,7 @@ impl FaultyCas {
             }),
             address,
         };
-        let mut builder = tonic::transport::Server::builder().tcp_nodelay(true);
+        let mut builder = tonic::transport::Server::builder();
         if let Some(tls) = tls {
             builder = builder.tls_config(tls).unwrap();
         }
@@ -232,7 +235,8 @@ impl FaultyCas {
         if capabilities {
             router = router.add_service(CapabilitiesServer::new(server.clone()));
         }
-        tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        tokio::spawn(router.serve_with_incoming(incoming));
         server
     }
 
@@ -307,6 +311,10 @@ impl FaultyCas {
                 .push(token.map(|token| token.to_str().unwrap().to_owned()));
             let metadata = seen.metadata.clone().unwrap_or_default();
             seen.metadata_of.entry(name).or_default().push(metadata);
+        }
+        let latency = self.state.faults.lock().latency;
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
         }
         let hang = take(self.state.faults.lock().hang.get_mut(name));
         if hang {

@@ -1,0 +1,112 @@
+//! The server's logs of an execution: the report of inputs as a file if it is wished for, the others by their digests.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::super::exit::{Exit, Failure, printable};
+use crate::cas::{BlobSource, CasError};
+use crate::reapi::any::unpack;
+use crate::reapi::proto::re;
+use crate::reapi::{Digest, DigestFunction};
+
+/// The property that asks for the report, and the name under which it comes.
+pub(super) const PROPERTY: &str = "boxwright-input-report";
+const REPORT: &str = "input-report";
+
+/// Says which logs there are, but for the report that has a `place`.
+pub(super) fn tell(response: &re::ExecuteResponse, place: Option<&Path>) {
+    let mut logs: Vec<_> = response.server_logs.iter().collect();
+    logs.sort_unstable_by_key(|(name, _)| *name);
+    for (name, log) in logs {
+        if place.is_some() && name == REPORT {
+            continue;
+        }
+        if let Some(digest) = &log.digest {
+            let (name, hash) = (printable(name), printable(&digest.hash));
+            eprintln!("boxwright: server log {name}: {hash}/{}", digest.size_bytes);
+        }
+    }
+}
+
+/// Writes the report to `place`.
+pub(super) async fn write(
+    cas: &dyn BlobSource,
+    function: DigestFunction,
+    response: &re::ExecuteResponse,
+    place: &Path,
+) -> Result<(), Failure> {
+    let Some(log) = find(response) else {
+        // Without a result there is more to be said than that.
+        if response.result.is_some() {
+            eprintln!("boxwright: the server has made no report of inputs");
+        }
+        return Ok(());
+    };
+    let digest = Digest::from_proto(function, log.digest.as_ref())
+        .map_err(|e| Failure::new(Exit::Data, format!("the report of inputs: {e}")))?;
+    let failed = |error: std::io::Error| {
+        let text = format!(
+            "cannot write the report of inputs to {}: {error}",
+            place.display()
+        );
+        Failure::new(Exit::CannotCreate, text)
+    };
+    let mut file = std::fs::File::create(place).map_err(failed)?;
+    let mut unwritten = None;
+    let mut sink = |piece: bytes::Bytes| {
+        file.write_all(&piece).map_err(|error| {
+            unwritten = Some(error);
+            CasError::Missing(vec![digest])
+        })
+    };
+    let streamed = cas.read_stream(digest, &mut sink).await;
+    match unwritten {
+        Some(error) => Err(failed(error)),
+        None => Ok(streamed?),
+    }
+}
+
+/// The report: among the logs, or in the result where a scheduler has no place for logs.
+fn find(response: &re::ExecuteResponse) -> Option<re::LogFile> {
+    if let Some(log) = response.server_logs.get(REPORT) {
+        return Some(log.clone());
+    }
+    let metadata = response.result.as_ref()?.execution_metadata.as_ref()?;
+    let messages = metadata.auxiliary_metadata.iter();
+    { messages }.find_map(|any| unpack::<re::LogFile>(any)?.ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reapi::any::pack;
+
+    fn log(n: u8) -> re::LogFile {
+        re::LogFile {
+            digest: Some(DigestFunction::Sha256.digest(&[n]).to_proto()),
+            human_readable: true,
+        }
+    }
+
+    #[test]
+    fn the_report_is_found_wherever_the_scheduler_put_it() {
+        let in_result = re::ExecuteResponse {
+            result: Some(re::ActionResult {
+                execution_metadata: Some(re::ExecutedActionMetadata {
+                    auxiliary_metadata: vec![pack(&re::Digest::default()), pack(&log(1))],
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        assert_eq!(find(&in_result), Some(log(1)));
+        let server_logs = [("other".to_owned(), log(2)), (REPORT.to_owned(), log(3))];
+        let in_logs = re::ExecuteResponse {
+            server_logs: server_logs.into(),
+            ..in_result
+        };
+        assert_eq!(find(&in_logs), Some(log(3)));
+        assert_eq!(find(&re::ExecuteResponse::default()), None);
+    }
+}
