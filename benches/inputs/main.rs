@@ -4,7 +4,13 @@
 //! slows both. Needs root and /dev/fuse. `cargo bench --bench inputs [-- CELL...]`; exit status 1 if a promise is not kept.
 
 mod cells;
+mod compile;
 mod ground;
+mod large;
+mod memory;
+mod outputs;
+mod peer;
+mod raw;
 mod touch;
 mod tree;
 
