@@ -17,7 +17,7 @@ use super::subtree::Subtree;
 use crate::beneath::{self, Links};
 use crate::config::Owner;
 use crate::inputs::InputError;
-use crate::tree::{Directory, Properties, check_name, quote, shown_mode};
+use crate::tree::{Directory, Properties, check_name, quote, shown_mode, shown_mtime};
 
 /// Symbolic links that are followed on one way, as many as the kernel does.
 const LINKS: usize = 40;
@@ -187,17 +187,15 @@ fn give(fd: &OwnedFd, path: &str, owner: Owner, mode: u32) -> Result<(), InputEr
 }
 
 fn time(fd: &OwnedFd, properties: Option<&Properties>) -> Result<(), InputError> {
-    let Some(mtime) = properties.and_then(|p| p.mtime) else {
-        return Ok(());
-    };
+    let (seconds, nanos) = shown_mtime(properties);
     let times = Timestamps {
         last_access: Timespec {
             tv_sec: 0,
             tv_nsec: UTIME_OMIT,
         },
         last_modification: Timespec {
-            tv_sec: mtime.seconds,
-            tv_nsec: mtime.nanos.into(),
+            tv_sec: seconds,
+            tv_nsec: nanos.into(),
         },
     };
     rustix::fs::futimens(fd, &times).map_err(failed("set the time of", "a directory"))

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 
 use crate::config::Owner;
@@ -25,6 +25,7 @@ impl Places {
     /// its name.
     pub(super) fn make(root: &Path, owner: Option<Owner>) -> io::Result<Places> {
         let root = rustix::fs::openat(CWD, root, DIRECTORY, Mode::empty())?;
+        let before = rustix::fs::fstat(&root)?;
         let mut places = Places {
             root,
             made: Vec::new(),
@@ -36,7 +37,26 @@ impl Places {
                 Err(errno) => return Err(errno.into()),
             }
         }
+        places.date(&before)?;
         Ok(places)
+    }
+
+    /// Gives the root the time back that it had: a command sees an input root as it was given.
+    fn date(&self, before: &Stat) -> rustix::io::Result<()> {
+        if self.made.is_empty() {
+            return Ok(());
+        }
+        let times = Timestamps {
+            last_access: Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_OMIT,
+            },
+            last_modification: Timespec {
+                tv_sec: before.st_mtime,
+                tv_nsec: before.st_mtime_nsec as _,
+            },
+        };
+        rustix::fs::utimensat(&self.root, ".", &times, AtFlags::empty())
     }
 
     fn make_one(&self, path: &str, owner: Option<Owner>) -> rustix::io::Result<()> {
@@ -70,8 +90,14 @@ mod tests {
         let at = |path: &str| dir.path().join(path);
         fs::create_dir(at("tmp")).unwrap();
         std::os::unix::fs::symlink("/etc", at("dev")).unwrap();
+        let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        fs::File::open(dir.path())
+            .unwrap()
+            .set_modified(then)
+            .unwrap();
         let places = Places::make(dir.path(), None).unwrap();
         assert!(at("proc").is_dir());
+        assert_eq!(fs::metadata(dir.path()).unwrap().modified().unwrap(), then);
         drop(places);
         assert!(!at("proc").exists());
         assert!(at("tmp").is_dir() && at("dev").is_symlink());
