@@ -31,12 +31,11 @@ pub(crate) async fn outputs(ground: &Ground) -> Vec<Gate> {
             let inode = { beneath.upper.join("out/large").metadata() }
                 .expect("the output of 256 MiB")
                 .ino();
-            let small: Vec<u8> = large[..SMALL_SIZE].to_vec();
             let hash = timed(|| {
-                for _ in 0..SMALL {
-                    std::hint::black_box(DigestFunction::Sha256.digest(&small));
+                for n in 0..SMALL {
+                    hash(&out.join(format!("f{n}")));
                 }
-                std::hint::black_box(DigestFunction::Sha256.digest(&large));
+                hash(&out.join("large"));
             });
             let mut found = None;
             let request = request(beneath);
@@ -58,10 +57,29 @@ pub(crate) async fn outputs(ground: &Ground) -> Vec<Gate> {
     let (collected, hashed) = (median(collected), median(hashed));
     vec![Gate {
         name: "1 000 outputs of 64 KiB and one of 256 MiB",
-        figures: format!("{} ms, SHA-256 alone {} ms", ms(collected), ms(hashed)),
+        figures: format!(
+            "{} ms, reading and hashing alone {} ms",
+            ms(collected),
+            ms(hashed)
+        ),
         ratio: ratio(collected, hashed),
         bound: 1.0 / 0.8,
     }]
+}
+
+/// Reads a file and hashes it: what nobody can do without.
+fn hash(path: &Path) {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path).expect("an output");
+    let mut hasher = DigestFunction::Sha256.hasher();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut buffer).expect("an output reads") {
+            0 => break,
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+    std::hint::black_box(hasher.finish());
 }
 
 /// Writes the outputs of a round, none like another, and gives back the large one.

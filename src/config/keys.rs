@@ -184,7 +184,7 @@ keys! {
         "require-platform": Kind::Bool, Is("false"),
             "Refuse actions that match no [[strategy]] of the configuration file";
         "inputs": Kind::Choice(&["auto", "fuse", "staged"]), Is("auto"),
-            "How input trees are shown. fuse: at once, files are fetched when they are read; needs root, /dev/fuse and fusermount3. staged: hard links, clones or copies in a directory per action. auto: fuse where it works, else staged";
+            "How input trees are shown. fuse: at once, files are fetched when they are read; needs /dev/fuse, and root or a user namespace. staged: hard links, clones or copies in a directory per action. auto: fuse where it works, else staged";
         "first-uid": Kind::Number(1, 0x7fff_0000), Is("1879048192"),
             "Slot N of a root daemon runs as uid and gid FIRST-UID+N, and as many ids above those are for killing what runs; or above if another boxwright of this host has those. No other software may use them";
         "default-timeout": time(1000, true, None), Is("4h"),

@@ -40,6 +40,23 @@ pub(super) struct Subtree {
     known: Weak<Known>,
 }
 
+impl Subtree {
+    /// An empty directory that is in no tree.
+    pub(super) fn nothing(digest: Digest) -> Arc<Self> {
+        Arc::new(Subtree {
+            digest,
+            directory: Arc::default(),
+            children: Box::default(),
+            nodes: 1,
+            large: 0,
+            since: 0,
+            whole: AtomicBool::new(true),
+            _pins: None,
+            known: Weak::new(),
+        })
+    }
+}
+
 /// All subtrees.
 pub(super) struct Subtrees {
     cas: Cas,
