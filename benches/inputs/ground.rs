@@ -61,6 +61,12 @@ impl Ground {
         Arc::new(Staged::new(self.cas.clone(), self.path("staged")).expect("staged roots"))
     }
 
+    pub(crate) fn cached(&self) -> Arc<dyn InputRoots> {
+        let dir = self.path("cached");
+        let roots = Staged::with_cache(self.cas.clone(), dir, 500_000);
+        Arc::new(roots.expect("staged roots with a cache"))
+    }
+
     pub(crate) fn fuse(&self, name: &str) -> Arc<dyn InputRoots> {
         Arc::new(FuseRoots::new(self.cas.clone(), &self.path(name)).expect("roots on FUSE"))
     }
