@@ -1,12 +1,10 @@
 //! Staged roots whose recurring directories are kept and mounted: an action sees what it would with a root of its own, cannot change
 //! what others see, and what is in use stays whatever else comes and goes.
 
-#[path = "common/everyone.rs"]
-mod everyone;
-
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use boxwright::cas::{Cas, LocalStore, StoreConfig};
 use boxwright::config::Owner;
@@ -16,7 +14,6 @@ use boxwright::inputs::{InputRoots, StageRequest, StagedRoot};
 use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
 use boxwright::tree::{TreeLimits, TreeStore, fetch};
-use everyone::{as_other, is_root};
 use prost::Message;
 
 const OTHER: Owner = Owner {
@@ -24,6 +21,14 @@ const OTHER: Owner = Owner {
     gid: 65534,
 };
 const PLENTY: u64 = 1 << 20;
+
+/// A command that runs as the action's user.
+fn as_other(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+    command.arg(program);
+    command
+}
 
 struct World {
     dir: tempfile::TempDir,
@@ -33,7 +38,7 @@ struct World {
 impl World {
     /// `None`, and said so, where nothing can be mounted.
     fn new() -> Option<World> {
-        if !is_root() {
+        if !rustix::process::geteuid().is_root() {
             println!("SKIPPED: needs root");
             return None;
         }
@@ -73,7 +78,7 @@ impl World {
         let file = |n: usize| re::FileNode {
             name: format!("f{n:03}"),
             digest: Some(self.put(format!("{label} {n}").as_bytes()).to_proto()),
-            is_executable: n % 7 == 0,
+            is_executable: n.is_multiple_of(7),
             ..Default::default()
         };
         (0..count).map(file).collect()
