@@ -147,17 +147,21 @@ impl Layers {
         if let Some((view, _)) = layer.view.take() {
             self.take_off(&view);
         }
-        let mut cleared = self.empty(&layer);
+        let cleared = self.empty(&layer);
         let (all, mounted) = {
             let ready = self.ready.lock();
             let mounted = ready.iter().filter(|layer| layer.view.is_some());
             (ready.len(), mounted.count())
         };
-        if cleared.is_ok() && layer.new && all < READY && mounted < MOUNTED {
-            cleared = self.mount_over_nothing(&mut layer);
-        }
+        let mount = cleared.is_ok() && layer.new && all < READY && mounted < MOUNTED;
+        let made_ready = mount.then(|| self.mount_over_nothing(&mut layer));
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         cleared?;
+        if let Some(Err(error)) = made_ready {
+            // Nobody waits for it, and the file system may be going. What the attempt has left is not used again.
+            tracing::debug!("cannot make an input root ready: {error}");
+            return Ok(());
+        }
         if all < READY {
             self.ready.lock().push(layer);
             return Ok(());
