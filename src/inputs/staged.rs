@@ -121,10 +121,7 @@ impl Staged {
 #[async_trait]
 impl InputRoots for Staged {
     fn name(&self) -> &'static str {
-        match self.cache {
-            Some(_) => "staged-cached",
-            None => "staged",
-        }
+        "staged"
     }
 
     async fn stage(&self, request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError> {
