@@ -1,7 +1,7 @@
 # make demo    build, and see a C++ program compiled and run through boxwright
 # make test    everything that CI runs
 # make test-vm the tests of cgroup v2, on kernels of their own in an emulated machine
-# make bench   what the worker and its sandbox cost, against buildbox-worker and bubblewrap, and whether the promises are kept
+# make bench   what the worker, its sandbox and its input roots cost, against buildbox-worker and bubblewrap, and whether the promises are kept
 # make soak    100 000 sandboxed commands and 200 kills: nothing is left behind (some minutes)
 # make build   target/release/boxwright
 # make lint    formatting, clippy, dependencies
@@ -28,6 +28,7 @@ test-vm:
 bench: build
 	benches/run
 	$(CARGO) bench --profile ci --locked --bench sandbox_overhead
+	$(CARGO) bench --profile ci --locked --bench inputs
 
 soak:
 	BOXWRIGHT_SOAK=1 $(CARGO) test --profile ci --locked --test full_sandbox_soak -- --nocapture --test-threads 1

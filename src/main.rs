@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    boxwright::inputs::fuse::mounter_main();
     boxwright::sandbox::launcher_main();
     if std::env::args_os()
         .nth(1)

@@ -134,14 +134,12 @@ async fn a_command_sees_its_inputs_and_leaves_its_outputs() {
             BTreeMap::from([("a".into(), "1\n".into())])
         );
     }
-    // Places are used again, with nothing in them of what was there before.
+    // Places are used again, with nothing in them of what was there before: two for trees that are new, and two for known ones, as
+    // the last one may not be cleared yet.
     let places = ["stage/roots", "stage/behind/layers"].map(|place| bench.dir.path().join(place));
     for place in &places {
-        assert!(
-            std::fs::read_dir(place).unwrap().count() <= 3,
-            "{}",
-            place.display()
-        );
+        let count = std::fs::read_dir(place).unwrap().count();
+        assert!(count <= 4, "{}: {count}", place.display());
     }
     let finished = bench
         .run(sh("ls -A"), put(&bench, &[("only", File(b""))]))

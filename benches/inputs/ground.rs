@@ -12,6 +12,8 @@ use boxwright::inputs::{InputRoots, StageRequest, StagedRoot};
 use boxwright::reapi::Digest;
 use boxwright::tree::{Tree, TreeLimits, TreeStore, fetch};
 
+use crate::peer::Peer;
+
 /// The user of the actions.
 pub(crate) const OWNER: Owner = Owner {
     uid: 0x7000_0000,
@@ -21,6 +23,8 @@ pub(crate) const OWNER: Owner = Owner {
 pub(crate) struct Ground {
     pub(crate) store: Arc<LocalStore>,
     pub(crate) cas: Cas,
+    /// With every blob that is put into the store, if it is here.
+    pub(crate) peer: Option<Peer>,
     trees: TreeStore,
     dir: tempfile::TempDir,
 }
@@ -43,6 +47,7 @@ impl Ground {
         Ground {
             cas: Cas::new(store.clone(), None),
             store,
+            peer: Peer::find(dir.path()),
             trees: TreeStore::new(64 << 20),
             dir,
         }
@@ -56,8 +61,20 @@ impl Ground {
         Arc::new(Staged::new(self.cas.clone(), self.path("staged")).expect("staged roots"))
     }
 
+    pub(crate) fn cached(&self) -> Arc<dyn InputRoots> {
+        let dir = self.path("cached");
+        let roots = Staged::with_cache(self.cas.clone(), dir, 500_000);
+        Arc::new(roots.expect("staged roots with a cache"))
+    }
+
     pub(crate) fn fuse(&self, name: &str) -> Arc<dyn InputRoots> {
         Arc::new(FuseRoots::new(self.cas.clone(), &self.path(name)).expect("roots on FUSE"))
+    }
+
+    /// Waits until all is on the disk.
+    pub(crate) fn settle(&self) {
+        let dir = std::fs::File::open(self.dir.path()).expect("a directory");
+        rustix::fs::syncfs(dir).expect("a disk");
     }
 
     pub(crate) async fn tree(&self, root: Digest) -> Arc<Tree> {

@@ -5,8 +5,14 @@
 
 mod cells;
 mod cold;
+mod compile;
 mod ground;
+mod large;
 mod line;
+mod memory;
+mod outputs;
+mod peer;
+mod raw;
 mod touch;
 mod tree;
 

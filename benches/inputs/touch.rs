@@ -23,10 +23,6 @@ pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-pub(crate) fn best(times: Vec<Duration>) -> Duration {
-    times.into_iter().min().expect("a time")
-}
-
 pub(crate) fn timed(work: impl FnOnce()) -> Duration {
     let begun = Instant::now();
     work();

@@ -97,5 +97,36 @@ pub(crate) fn put(ground: &Ground, data: &[u8]) -> Digest {
         .store
         .put(digest, data, false)
         .expect("a blob is stored");
+    if let Some(peer) = &ground.peer {
+        peer.take(digest, &file(ground, digest));
+    }
     digest
+}
+
+fn file(ground: &Ground, digest: Digest) -> std::path::PathBuf {
+    let path = ground.store.path(digest, false).expect("a blob's file");
+    path.expect("a blob's file")
+}
+
+/// Every path of a tree of files, with the file that holds the content.
+pub(crate) fn named(ground: &Ground, root: Digest) -> Vec<(String, std::path::PathBuf)> {
+    let mut named = Vec::new();
+    let mut stack = vec![(String::new(), root)];
+    while let Some((path, digest)) = stack.pop() {
+        let data = ground.store.read(digest, 1 << 20).expect("a directory");
+        let directory = re::Directory::decode(data.expect("a directory")).expect("a directory");
+        let blob = |digest: &Option<re::Digest>| {
+            Digest::from_proto(DigestFunction::Sha256, digest.as_ref()).expect("a digest")
+        };
+        for child in &directory.files {
+            named.push((
+                format!("{path}{}", child.name),
+                file(ground, blob(&child.digest)),
+            ));
+        }
+        for child in &directory.directories {
+            stack.push((format!("{path}{}/", child.name), blob(&child.digest)));
+        }
+    }
+    named
 }

@@ -178,6 +178,7 @@ impl Runner {
                         profiles: Profiles::load(None).map_err(|e| e.to_string())?,
                         first_uid: FIRST_UID,
                         roots: stage.to_owned(),
+                        namespace: None,
                     };
                     Arc::new(FullSandbox::new(launchers, config).map_err(words)?)
                 }

@@ -44,17 +44,16 @@ pub(super) fn answer<C>(
 /// What must be there before any thread is.
 pub(super) struct Ground {
     prepared: Prepared,
-    /// Why this process has no mounts of its own.
-    no_mounts: Option<String>,
+    mounts: super::inputs::Mounts,
 }
 
 /// Prepares the process and starts the launchers; before any thread exists.
 pub(super) fn ground(host: &HostConfig) -> Result<Ground, Failure> {
     // Before the launchers, which are to see what is mounted.
-    let no_mounts = super::inputs::own_mounts(host.inputs).err();
+    let mounts = super::inputs::own_mounts(host)?;
     Ok(Ground {
         prepared: super::sandboxes::prepare(host)?,
-        no_mounts,
+        mounts,
     })
 }
 
@@ -130,12 +129,12 @@ impl Engine {
         live: Option<Arc<dyn LiveOutput>>,
     ) -> Result<Self, Failure> {
         let cas = Cas::new(store.clone(), source);
-        let inputs = super::inputs::roots(host, &cas, ground.no_mounts)?;
+        let inputs = super::inputs::roots(host, &cas, &ground.mounts)?;
         let shown = inputs.name();
         // A launcher of a daemon without root looks at the directory of the input roots: it must be there.
-        let sandboxes = (ground.prepared)
-            .join(host, &host.state_dir.join(super::inputs::DIRECTORY))
-            .await?;
+        let roots = host.state_dir.join(super::inputs::DIRECTORY);
+        let namespace = ground.mounts.namespace();
+        let sandboxes = ground.prepared.join(host, &roots, namespace).await?;
         let levels = sandboxes.levels();
         log(host, &store, &sandboxes);
         let settings = settings(host, &store)?;

@@ -10,7 +10,7 @@ use super::exit::{Exit, Failure};
 use crate::config::HostConfig;
 use crate::sandbox::linux::probe::Host;
 use crate::sandbox::linux::profile::Profiles;
-use crate::sandbox::linux::{FullConfig, FullSandbox};
+use crate::sandbox::linux::{FullConfig, FullSandbox, OwnNamespace};
 use crate::sandbox::process::ProcessSandbox;
 use crate::sandbox::{Launchers, Level, Limits, Named, Sandbox, SandboxError, Sandboxes};
 
@@ -70,11 +70,16 @@ fn none_left(missing: &[(Level, String)]) -> String {
 
 impl Prepared {
     /// Joins them; within a runtime. `roots` is where input roots are.
-    pub(super) async fn join(self, host: &HostConfig, roots: &Path) -> Result<Sandboxes, Failure> {
+    pub(super) async fn join(
+        self,
+        host: &HostConfig,
+        roots: &Path,
+        namespace: Option<OwnNamespace>,
+    ) -> Result<Sandboxes, Failure> {
         let mut sandboxes = Sandboxes::default();
         let mut missing = Vec::new();
         if let Some((launchers, profiles)) = self.full {
-            match full(launchers, profiles, host, roots).await {
+            match full(launchers, profiles, host, roots, namespace).await {
                 Ok(sandbox) => sandboxes.full = Some(Arc::new(sandbox)),
                 Err(error) => missing.push((Level::Full, why(host, &error).await?)),
             }
@@ -116,6 +121,7 @@ async fn full(
     profiles: Profiles,
     host: &HostConfig,
     roots: &Path,
+    namespace: Option<OwnNamespace>,
 ) -> Result<FullSandbox, SandboxError> {
     for name in host.profile_names() {
         if let Some(profile) = profiles.get(name) {
@@ -126,6 +132,7 @@ async fn full(
         profiles,
         first_uid: host.first_uid,
         roots: roots.to_owned(),
+        namespace,
     };
     let sandbox = FullSandbox::new(launchers, config)?;
     sandbox.prepare().await?;

@@ -184,7 +184,7 @@ keys! {
         "require-platform": Kind::Bool, Is("false"),
             "Refuse actions that match no [[strategy]] of the configuration file";
         "inputs": Kind::Choice(&["auto", "fuse", "staged"]), Is("auto"),
-            "How input trees are shown. fuse: at once, files are fetched when they are read; needs root, /dev/fuse and fusermount3. staged: hard links, clones or copies in a directory per action. auto: fuse where it works, else staged";
+            "How input trees are shown. fuse: at once, files are fetched when they are read; needs /dev/fuse, and root or a user namespace. staged: hard links, clones or copies in a directory per action. auto: fuse where it works, else staged";
         "input-report": Kind::Bool, Is("false"),
             "Report of every action which of its inputs it read, never read, and looked up in vain, as a server log of its result; it runs slower then. Without, only actions with the property boxwright-input-report=true are reported of. Needs inputs that are shown as fuse";
         "first-uid": Kind::Number(1, 0x7fff_0000), Is("1879048192"),

@@ -166,6 +166,19 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
+/// Disk work of a moment, on the thread that asks for it where it may wait: waking another one and being woken by it would take
+/// as long as the work. The runtime's other tasks go on without this thread.
+async fn at_once<T: Send + 'static>(
+    action: &'static str,
+    work: impl FnOnce() -> Result<T, InputError> + Send + 'static,
+) -> Result<T, InputError> {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => blocking(action, work).await,
+    }
+}
+
 /// Removes an input root that nobody waits for.
 fn in_background(remove: impl FnOnce() -> Result<(), InputError> + Send + 'static) {
     let work = move || {

@@ -8,6 +8,7 @@
 //! The directory that holds the roots can be passed through but not listed (0711); its own parents are the
 //! operator's and must let the actions' users pass.
 
+mod cache;
 mod directories;
 mod place;
 mod plant;
@@ -26,8 +27,10 @@ use super::{
     Hold, InputError, InputRoots, StageRequest, StagedRoot, blocking, in_background, named,
 };
 
+use super::fuse::mounts;
 use crate::cas::{Cas, CasError, Pins};
 use crate::tree::quote;
+use cache::{DirectoryCache, Shared};
 pub(in crate::inputs) use remove::{contents as remove_contents, directory as remove_directory};
 
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -35,9 +38,13 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
+/// The directory of directories that recur; no root is called so.
+const KEPT: &str = ".kept";
+
 /// The plainest input roots.
 pub struct Staged {
     place: Arc<Place>,
+    cache: Option<Arc<DirectoryCache>>,
 }
 
 /// Where roots are staged.
@@ -74,7 +81,40 @@ impl Staged {
                 fd,
                 clones: AtomicBool::new(true),
             }),
+            cache: None,
         })
+    }
+
+    /// The same, and directories that recur are kept and mounted, by a daemon that is root and has mounts of its own; those that
+    /// nobody uses as long as they have no more than `idle_nodes` files and directories. The error says what is lacking.
+    pub fn with_cache(cas: Cas, dir: PathBuf, idle_nodes: u64) -> Result<Self, InputError> {
+        std::fs::create_dir_all(&dir).map_err(|source| InputError::Disk {
+            action: "create",
+            object: dir.display().to_string(),
+            source,
+        })?;
+        let stale = mounts::detach_all_below(&dir)?;
+        if stale > 0 {
+            tracing::info!(
+                "unmounted {stale} mounts that an earlier run left in {}",
+                dir.display()
+            );
+        }
+        let mut staged = Staged::new(cas, dir)?;
+        let cache = DirectoryCache::new(&staged.place, KEPT, idle_nodes)?;
+        // Whether this process may mount is best tried out.
+        let at = staged.place.dir.join(KEPT);
+        mounts::attach(mounts::clone(&at)?, &at)?;
+        mounts::detach(&at).map_err(failed("unmount", KEPT))?;
+        staged.cache = Some(Arc::new(cache));
+        Ok(staged)
+    }
+}
+
+impl Staged {
+    /// Whether directories that recur are kept.
+    pub fn is_cached(&self) -> bool {
+        self.cache.is_some()
     }
 }
 
@@ -116,9 +156,9 @@ impl Staged {
         request: &Arc<StageRequest>,
         pins: Pins,
     ) -> Result<Box<dyn StagedRoot>, InputError> {
-        let (place, request) = (self.place.clone(), request.clone());
+        let (place, request, cache) = (self.place.clone(), request.clone(), self.cache.clone());
         // One blocking call for the whole tree: a hand-over per file would cost more than the file.
-        let root = blocking("stage", move || Root::stage(place, &request, pins)).await?;
+        let root = blocking("stage", move || Root::stage(place, cache, &request, pins)).await?;
         Ok(Box::new(root))
     }
 }
@@ -133,12 +173,22 @@ struct Root {
 struct Placed {
     place: Arc<Place>,
     name: String,
+    /// Something is mounted at the root.
+    mounted: bool,
+    /// Stay while they are in use.
+    shared: Vec<Shared>,
+    cache: Option<Arc<DirectoryCache>>,
     _pins: Pins,
     _hold: Hold,
 }
 
 impl Root {
-    fn stage(place: Arc<Place>, request: &StageRequest, pins: Pins) -> Result<Self, InputError> {
+    fn stage(
+        place: Arc<Place>,
+        cache: Option<Arc<DirectoryCache>>,
+        request: &StageRequest,
+        pins: Pins,
+    ) -> Result<Self, InputError> {
         let name = &request.name;
         let path = place.dir.join(name);
         if crate::tree::check_name(name).is_err() {
@@ -147,11 +197,15 @@ impl Root {
         // Nobody else can enter until all is in place and has its owner.
         rustix::fs::mkdirat(&place.fd, name, Mode::RWXU)
             .map_err(failed("create", &path.to_string_lossy()))?;
-        let root = Root {
+        let shared = cache.as_ref().map(|cache| cache.parts(request));
+        let mut root = Root {
             path,
             placed: Some(Placed {
                 place,
                 name: name.clone(),
+                mounted: false,
+                shared: shared.unwrap_or_default(),
+                cache,
                 _pins: pins,
                 _hold: request.hold.clone(),
             }),
@@ -166,31 +220,19 @@ impl Root {
         }
     }
 
-    fn fill(&self, request: &StageRequest) -> Result<(), InputError> {
-        let Some(placed) = &self.placed else {
+    fn fill(&mut self, request: &StageRequest) -> Result<(), InputError> {
+        let Some(placed) = &mut self.placed else {
             return Ok(());
         };
         let fd = rustix::fs::openat(&placed.place.fd, &placed.name, DIRECTORY, Mode::empty())
             .map_err(failed("open", &placed.name))?;
-        let properties = plant::plant(&placed.place, &fd, request)?;
+        let shared = placed.shared.iter().map(|part| &*part.path).collect();
+        let properties = plant::plant(&placed.place, &fd, request, request.tree.root, &shared)?;
         for directory in &request.directories {
             directories::make(&fd, directory, request.owner)?;
         }
-        // Children before parents, and after everything that was made in them. The root is the last.
-        for (path, properties) in properties.iter().rev() {
-            if path.is_empty() {
-                continue;
-            }
-            let directory = directories::open(&fd, path)?;
-            directories::adorn(&directory, path, properties)?;
-        }
-        directories::give(&fd, request.owner, "")?;
-        match properties.first() {
-            Some((path, properties)) if path.is_empty() => {
-                directories::adorn(&fd, path, properties)
-            }
-            _ => Ok(()),
-        }
+        plant::adorn(&fd, request, &properties)?;
+        placed.show_shared(request, &self.path)
     }
 
     fn take_down(mut self) -> Result<(), InputError> {
@@ -202,8 +244,31 @@ impl Root {
 }
 
 impl Placed {
+    /// Mounts what is not on disk for this root alone.
+    fn show_shared(&mut self, request: &StageRequest, root: &Path) -> Result<(), InputError> {
+        let Some(cache) = self.cache.as_ref().filter(|_| !self.shared.is_empty()) else {
+            return Ok(());
+        };
+        // Over itself, so that everything goes with one mount.
+        mounts::attach(mounts::clone(root)?, root)?;
+        self.mounted = true;
+        for part in &self.shared {
+            cache.show(&self.place, request, part, root)?;
+        }
+        Ok(())
+    }
+
     fn remove(self) -> Result<(), InputError> {
-        remove::directory(&self.place.fd, &self.name)
+        if self.mounted {
+            let root = self.place.dir.join(&self.name);
+            mounts::detach(&root).map_err(failed("unmount", &self.name))?;
+        }
+        let removed = remove::directory(&self.place.fd, &self.name);
+        drop(self.shared);
+        if let Some(cache) = &self.cache {
+            cache.shrink();
+        }
+        removed
     }
 }
 

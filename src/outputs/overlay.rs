@@ -13,7 +13,13 @@ use crate::beneath;
 use crate::reapi::Digest;
 use crate::tree::{self, Directory, Tree};
 
-const OPAQUE: &str = "trusted.overlay.opaque";
+/// The attribute of opaque directories: another one where the overlay was not mounted by root (`userxattr`).
+fn opaque() -> &'static str {
+    match rustix::process::geteuid().is_root() {
+        true => "trusted.overlay.opaque",
+        false => "user.overlay.opaque",
+    }
+}
 
 /// Where a directory is: in one of the layers, or in both, merged.
 #[derive(Debug)]
@@ -99,7 +105,7 @@ pub(super) fn is_whiteout(stat: &Stat) -> bool {
 /// Whether the tree's entries do not show through a directory. It is open for reading.
 pub(super) fn is_opaque(directory: impl AsFd) -> Result<bool, Errno> {
     let mut value = [0_u8; 8];
-    match rustix::fs::fgetxattr(directory, OPAQUE, &mut value) {
+    match rustix::fs::fgetxattr(directory, opaque(), &mut value) {
         Ok(length) => Ok(value[..length] == *b"y"),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
         Err(Errno::RANGE) => Ok(false),

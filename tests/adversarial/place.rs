@@ -62,6 +62,7 @@ pub(crate) fn sandbox(place: Place, world: &World) -> Option<Arc<dyn Sandbox>> {
                 profiles: Profiles::load(None).unwrap(),
                 first_uid: world.unused_ids(),
                 roots: world.scratch(),
+                namespace: None,
             };
             Some(Arc::new(FullSandbox::new(launchers, config).unwrap()))
         }

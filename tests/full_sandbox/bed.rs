@@ -77,6 +77,7 @@ impl Bed {
             profiles: Profiles::load(None).unwrap(),
             first_uid: unused_id(),
             roots: dir.path().to_owned(),
+            namespace: None,
         };
         let sandbox = FullSandbox::new(launchers, config).unwrap();
         let bed = Bed { sandbox, dir };

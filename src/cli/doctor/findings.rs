@@ -151,10 +151,13 @@ fn overlay(host: &Host) -> Option<Finding> {
     })
 }
 
-/// The root daemon mounts by itself. Others have `fusermount3`, or mount in a user namespace of their own.
+/// The root daemon mounts by itself, others in a user namespace of their own.
 fn fuse(host: &Host) -> Finding {
     let name = "FUSE";
-    let lost = "inputs are staged as links or copies instead";
+    let lost = match host.root {
+        true => "inputs are staged as hard links instead",
+        false => "inputs are cloned or copied instead",
+    };
     if let Err(error) = &host.fuse.device {
         let remedy = match (error.kind(), host.fuse.mode) {
             (io::ErrorKind::NotFound, _) => {
@@ -167,20 +170,26 @@ fn fuse(host: &Host) -> Finding {
         return less(name, State::Weaker, what, remedy);
     }
     if host.root {
-        return good(name, "root can open /dev/fuse");
+        return good(name, "root can open /dev/fuse: inputs are shown on it");
     }
-    if host.fuse.fusermount.is_some() {
-        return good(name, "fusermount3 can mount");
+    match host.trial.of(Step::Fuse) {
+        Attempt::Done => good(
+            name,
+            "can be mounted in a user namespace of the daemon's own: inputs are shown on it",
+        ),
+        Attempt::Refused(error) => less(
+            name,
+            State::Weaker,
+            format!("cannot be mounted in a user namespace ({error}); {lost}"),
+            "it takes Linux 4.18",
+        ),
+        Attempt::NotTried => less(
+            name,
+            State::Weaker,
+            format!("cannot be mounted without namespaces; {lost}"),
+            "see what is missing for them",
+        ),
     }
-    if host.trial.can(Step::Fuse) {
-        return good(name, "can be mounted in a user namespace");
-    }
-    less(
-        name,
-        State::Weaker,
-        format!("fusermount3 is not there or not set-uid root; {lost}"),
-        "install the package fuse3",
-    )
 }
 
 fn cgroups(found: &Cgroups) -> Finding {
@@ -313,7 +322,6 @@ mod tests {
             fuse: Fuse {
                 device: Ok(()),
                 mode: Some(0o666),
-                fusermount: None,
             },
             cgroups: Cgroups::V2 {
                 group: "/sys/fs/cgroup/a".into(),
@@ -441,7 +449,6 @@ mod tests {
                     fuse: Fuse {
                         device: Err(io::ErrorKind::NotFound.into()),
                         mode: None,
-                        fusermount: None,
                     },
                     cgroups: Cgroups::V2 {
                         group: "/".into(),

@@ -39,6 +39,8 @@ pub(super) async fn keep_awake(requests: Arc<Requests>) {
         let mut since = Instant::now();
         while since.elapsed() < MOMENT {
             tokio::task::yield_now().await;
+            // Who asks may be waiting for this very processor.
+            std::thread::yield_now();
             let now = requests.count.load(Ordering::Relaxed);
             if now != last {
                 last = now;

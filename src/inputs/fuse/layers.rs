@@ -1,10 +1,13 @@
 //! Places for input roots, made ready before they are needed and cleared after the action is told to have ended: making and
-//! removing directories is most of what a small action would wait for.
+//! removing directories and mounts is most of what a small action would wait for.
+//!
+//! Some have their overlay already, over a view of nothing. Until somebody looks into it, that view can still be given any
+//! tree: so a tree that no action had before is there without a mount being made or a name being asked for.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -12,18 +15,27 @@ use rustix::io::Errno;
 
 use super::layout::Layout;
 use super::mounts::{self, failed};
+use super::nodes::{Nodes, View};
+use super::subtree::Subtree;
+use crate::config::Owner;
 use crate::inputs::{InputError, in_background, staged};
+use crate::reapi::{Digest, DigestFunction};
 
 /// Places that are kept ready.
 const READY: usize = 64;
+/// Those of them that have their overlay.
+const MOUNTED: usize = 16;
 /// Places that wait to be cleared; whoever leaves one more clears it himself.
 const WAITING: usize = 64;
 
 /// All places.
 pub(super) struct Layers {
     layout: Arc<Layout>,
+    nodes: Arc<Nodes>,
+    own: Owner,
     ready: Mutex<Vec<Layer>>,
     waiting: AtomicUsize,
+    views: AtomicU64,
 }
 
 /// A place: where the root is mounted, and what is written to it.
@@ -31,6 +43,12 @@ pub(super) struct Layer {
     /// Its name is a random one: an action cannot find the root of another.
     pub(super) root: PathBuf,
     below: PathBuf,
+    /// There is something at `root`.
+    mounted: bool,
+    /// The view of its own that it lies over.
+    view: Option<(Arc<View>, PathBuf)>,
+    /// It was last wanted for a tree that no action had before, as it will be again.
+    new: bool,
 }
 
 impl Layer {
@@ -40,35 +58,67 @@ impl Layer {
     }
 
     /// The kernel's own.
-    pub(super) fn work(&self) -> PathBuf {
+    fn work(&self) -> PathBuf {
         self.below.join("work")
+    }
+
+    /// The directory of the file system over which its overlay already lies.
+    pub(super) fn view(&self) -> Option<PathBuf> {
+        self.view.as_ref().map(|(_, path)| path.clone())
+    }
+
+    /// Mounts the root over a directory of the file system.
+    pub(super) fn mount(&mut self, lower: &Path) -> Result<(), InputError> {
+        let overlay = mounts::overlay(lower, &self.upper(), &self.work())?;
+        mounts::attach(overlay, &self.root)?;
+        self.mounted = true;
+        Ok(())
     }
 }
 
 impl Layers {
-    pub(super) fn new(layout: Arc<Layout>) -> Self {
+    pub(super) fn new(layout: Arc<Layout>, nodes: Arc<Nodes>, own: Owner) -> Self {
         Layers {
             layout,
+            nodes,
+            own,
             ready: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            views: AtomicU64::new(0),
         }
     }
 
-    /// A place with an empty upper layer that is the daemon's.
-    pub(super) fn take(&self) -> Result<Layer, InputError> {
-        let ready = self.ready.lock().pop();
-        ready.map_or_else(|| self.make(), Ok)
+    /// A place with an empty upper layer that is the daemon's: for a tree that is `new` one with an overlay that shows it, if such
+    /// a one is ready, else one with nothing at its root.
+    pub(super) fn take(
+        &self,
+        tree: &Arc<Subtree>,
+        owner: Owner,
+        new: bool,
+    ) -> Result<Layer, InputError> {
+        let ready = |mounted: bool| {
+            let mut ready = self.ready.lock();
+            let found = ready.iter().rposition(|l| l.view.is_some() == mounted)?;
+            Some(ready.swap_remove(found))
+        };
+        let mut layer = match new.then(|| ready(true)).flatten() {
+            Some(layer) => layer,
+            None => ready(false).map_or_else(|| self.make(), Ok)?,
+        };
+        layer.new = new;
+        if let Some((view, _)) = &layer.view {
+            let filled = self.nodes.fill(&view.name, tree.clone(), owner);
+            filled.map_err(failed("show a tree as", &view.name))?;
+        }
+        Ok(layer)
     }
 
     /// Unmounts the root, upon which the action's user can reach nothing of it any more, and has the rest cleared by
     /// somebody else.
-    pub(super) fn give_back(
-        self: &Arc<Self>,
-        layer: Layer,
-        mounted: bool,
-    ) -> Result<(), InputError> {
-        if mounted {
+    pub(super) fn give_back(self: &Arc<Self>, mut layer: Layer) -> Result<(), InputError> {
+        if layer.mounted {
             mounts::detach(&layer.root).map_err(failed("unmount", layer.root.display()))?;
+            layer.mounted = false;
         }
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING {
             return self.clear(layer);
@@ -83,6 +133,9 @@ impl Layers {
         let layer = Layer {
             root: self.layout.root(&name),
             below: self.layout.layers().join(&name),
+            mounted: false,
+            view: None,
+            new: false,
         };
         for path in [&layer.below, &layer.upper(), &layer.work(), &layer.root] {
             make(path)?;
@@ -90,16 +143,29 @@ impl Layers {
         Ok(layer)
     }
 
-    fn clear(&self, layer: Layer) -> Result<(), InputError> {
+    fn clear(&self, mut layer: Layer) -> Result<(), InputError> {
+        if let Some((view, _)) = layer.view.take() {
+            self.take_off(&view);
+        }
         let cleared = self.empty(&layer);
+        let (all, mounted) = {
+            let ready = self.ready.lock();
+            let mounted = ready.iter().filter(|layer| layer.view.is_some());
+            (ready.len(), mounted.count())
+        };
+        let mount = cleared.is_ok() && layer.new && all < READY && mounted < MOUNTED;
+        let made_ready = mount.then(|| self.mount_over_nothing(&mut layer));
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         cleared?;
-        let mut ready = self.ready.lock();
-        if ready.len() < READY {
-            ready.push(layer);
+        if let Some(Err(error)) = made_ready {
+            // Nobody waits for it, and the file system may be going. What the attempt has left is not used again.
+            tracing::debug!("cannot make an input root ready: {error}");
             return Ok(());
         }
-        drop(ready);
+        if all < READY {
+            self.ready.lock().push(layer);
+            return Ok(());
+        }
         for path in [&layer.upper(), &layer.work(), &layer.below, &layer.root] {
             match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => {}
@@ -107,6 +173,27 @@ impl Layers {
             }
         }
         Ok(())
+    }
+
+    fn mount_over_nothing(&self, layer: &mut Layer) -> Result<(), InputError> {
+        let name = format!("new-{}", self.views.fetch_add(1, Ordering::Relaxed));
+        let nothing = Subtree::nothing(Digest::empty(DigestFunction::Sha256));
+        let view = self.nodes.show(name, nothing, self.own);
+        let path = self.layout.shared(&view.name);
+        if let Err(error) = layer.mount(&path) {
+            self.take_off(&view);
+            return Err(error);
+        }
+        layer.view = Some((view, path));
+        Ok(())
+    }
+
+    fn take_off(&self, view: &View) {
+        let path = self.layout.shared_control(&view.name);
+        match rustix::fs::unlinkat(CWD, &path, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => tracing::warn!("cannot take {} off: {error}", path.display()),
+        }
     }
 
     fn empty(&self, layer: &Layer) -> Result<(), InputError> {

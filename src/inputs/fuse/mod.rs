@@ -6,7 +6,8 @@
 //! shares with earlier actions are mounted in it from views that live on ([`plan`], [`views`]), so that what those have
 //! touched the kernel still knows: this is what makes a warm action cost nothing.
 //!
-//! Needs root, `/dev/fuse` and the program `fusermount3`; whether all of it works is tried out at the start.
+//! Needs `/dev/fuse` and the right to mount, as root or in a user namespace of the daemon's own; whether all of it works is tried out at
+//! the start.
 
 mod content;
 mod descriptor;
@@ -15,11 +16,13 @@ mod entry;
 mod kernel;
 mod layers;
 mod layout;
-mod mounts;
+mod mounter;
+pub(super) mod mounts;
 mod nodes;
 mod plan;
 mod profiles;
 mod record;
+pub(super) mod recurring;
 mod root;
 mod server;
 mod subtree;
@@ -36,10 +39,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use tokio::runtime::Handle;
 
+pub use mounter::{install as install_mounter, look_first_in, mounter_main};
 pub use mounts::private_mounts;
 pub use tree_mount::TreeMount;
 
-use super::{InputError, InputRoots, StageRequest, StagedRoot, blocking, named};
+use super::{InputError, InputRoots, StageRequest, StagedRoot, at_once, named};
 use crate::cas::{Behalf, Cas};
 use crate::config::Owner;
 use crate::tree::{Directory, Tree};
@@ -93,8 +97,8 @@ impl FuseRoots {
         let roots = FuseRoots {
             subtrees: Arc::new(Subtrees::new(cas.clone(), store.high_water() / 4)),
             shared: Arc::new(Shared {
+                layers: Arc::new(Layers::new(layout.clone(), nodes.clone(), own)),
                 views: Views::new(layout.clone(), nodes, store),
-                layers: Arc::new(Layers::new(layout.clone())),
                 layout,
                 contents,
                 profiles: Profiles::open(Some(profiles::beside(dir))),
@@ -204,7 +208,7 @@ impl InputRoots for FuseRoots {
             (self.shared.clone(), self.subtrees.clone(), self.number());
         let behalf = Behalf::current();
         let show = move || show(&shared, &subtrees, &request, action, behalf);
-        Ok(Box::new(blocking("stage", show).await?))
+        Ok(Box::new(at_once("stage", show).await?))
     }
 }
 

@@ -35,6 +35,16 @@ pub fn private_mounts() -> std::io::Result<()> {
     Ok(mount_change("/", slave)?)
 }
 
+/// Whether this process may mount: as root, or in a user namespace of its own.
+pub(super) fn may_mount() -> bool {
+    let effective = caps::has_cap(
+        None,
+        caps::CapSet::Effective,
+        caps::Capability::CAP_SYS_ADMIN,
+    );
+    effective.unwrap_or(false)
+}
+
 /// An overlay that is mounted nowhere yet: what is written to it goes to `upper`.
 ///
 /// A directory of the lower layer cannot be renamed and a file of it is copied whole before it is changed: so everything
@@ -55,14 +65,20 @@ pub(super) fn overlay(lower: &Path, upper: &Path, work: &Path) -> Result<OwnedFd
         ("lowerdir", named(&lower)),
         ("upperdir", named(&upper)),
         ("workdir", named(&work)),
-        ("redirect_dir", "off".to_owned()),
-        ("metacopy", "off".to_owned()),
         // By its index it knows a file again that it copied: two names of one file are the same file.
         ("index", "on".to_owned()),
         ("xino", "off".to_owned()),
     ];
     for (key, value) in &options {
         fsconfig_set_string(&context, *key, value.as_str()).map_err(step("set an option of"))?;
+    }
+    if rustix::process::geteuid().is_root() {
+        for key in ["redirect_dir", "metacopy"] {
+            fsconfig_set_string(&context, key, "off").map_err(step("set an option of"))?;
+        }
+    } else {
+        // Who is not root marks opaque directories in attributes of the user's; the two are off then, and must not be mentioned.
+        fsconfig_set_flag(&context, "userxattr").map_err(step("set userxattr for"))?;
     }
     // What an action leaves is not flushed to disk when it ends: it goes to the store or nowhere.
     fsconfig_set_flag(&context, "volatile").map_err(step("set volatile for"))?;
@@ -72,7 +88,7 @@ pub(super) fn overlay(lower: &Path, upper: &Path, work: &Path) -> Result<OwnedFd
 }
 
 /// A copy of what is mounted at `path`, or of the part of a mount below it, with all mounts below that.
-pub(super) fn clone(path: &Path) -> Result<OwnedFd, InputError> {
+pub(in crate::inputs) fn clone(path: &Path) -> Result<OwnedFd, InputError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE
@@ -81,7 +97,7 @@ pub(super) fn clone(path: &Path) -> Result<OwnedFd, InputError> {
 }
 
 /// Mounts what was cloned or made at `at`.
-pub(super) fn attach(mount: impl AsFd, at: &Path) -> Result<(), InputError> {
+pub(in crate::inputs) fn attach(mount: impl AsFd, at: &Path) -> Result<(), InputError> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(mount, "", CWD, at, flags).map_err(failed("mount at", at.display()))
 }
@@ -89,17 +105,22 @@ pub(super) fn attach(mount: impl AsFd, at: &Path) -> Result<(), InputError> {
 /// Shows the directory `source` at `target` too, read-only.
 pub(super) fn show_read_only(source: &Path, target: &Path) -> Result<(), InputError> {
     mount_bind(source, target).map_err(failed("show a directory at", target.display()))?;
+    make_read_only(target)
+}
+
+/// Lets nobody write through the mount at `target`.
+pub(in crate::inputs) fn make_read_only(target: &Path) -> Result<(), InputError> {
     let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     mount_remount(target, flags, "").map_err(failed("make read-only", target.display()))
 }
 
 /// Takes away what is mounted at `path` with everything below, now for everybody new and later for who is in it.
-pub(super) fn detach(path: &Path) -> rustix::io::Result<()> {
+pub(in crate::inputs) fn detach(path: &Path) -> rustix::io::Result<()> {
     unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
 }
 
 /// Takes away every mount below `dir` that an earlier run left, the newest first.
-pub(super) fn detach_all_below(dir: &Path) -> Result<usize, InputError> {
+pub(in crate::inputs) fn detach_all_below(dir: &Path) -> Result<usize, InputError> {
     let table = std::fs::read_to_string("/proc/thread-self/mountinfo").map_err(|source| {
         InputError::Disk {
             action: "read",

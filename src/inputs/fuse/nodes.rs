@@ -180,6 +180,27 @@ impl Nodes {
         view
     }
 
+    /// Gives a view another tree. Nobody may have looked into it before: what the kernel was told once holds for ever.
+    pub(super) fn fill(&self, name: &str, root: Arc<Subtree>, owner: Owner) -> Result<(), Errno> {
+        let mut table = self.table.lock();
+        let id = *table.views.get(name).ok_or(Errno::NOENT)?;
+        let node = table.nodes.get_mut(&id).ok_or(Errno::NOENT)?;
+        let What::Directory(place) = &mut node.what else {
+            return Err(Errno::NOTDIR);
+        };
+        if place.view.told() > 0 {
+            return Err(Errno::BUSY);
+        }
+        place.view = Arc::new(View {
+            name: name.to_owned(),
+            root: root.clone(),
+            owner,
+            told: AtomicU64::new(0),
+        });
+        place.subtree = root;
+        Ok(())
+    }
+
     /// Takes a tree off. What the kernel still knows of it stays until it forgets it.
     pub(super) fn hide(&self, parent: NodeId, name: &str) -> Result<(), Errno> {
         let mut table = self.table.lock();

@@ -11,12 +11,12 @@ use super::layers::Layer;
 use super::mounts;
 use super::record::Recorded;
 use super::subtree::Subtree;
-use super::views::Kept;
+use super::views::{self, Kept};
 use super::watch::Watch;
 use super::{Shared, plan, upper};
 use crate::cas::Behalf;
 use crate::config::Owner;
-use crate::inputs::{Beneath, Hold, InputError, StageRequest, StagedRoot, Used, Waited, blocking};
+use crate::inputs::{Beneath, Hold, InputError, StageRequest, StagedRoot, Used, Waited, at_once};
 use crate::reapi::status::MissingBlob;
 use crate::tree::Tree;
 
@@ -40,7 +40,6 @@ pub(super) struct Root {
 struct Shown {
     shared: Arc<Shared>,
     layer: Layer,
-    mounted: bool,
     /// Stay while they are in use.
     views: Vec<Arc<Kept>>,
     /// What shows the tree instead, if it is to be known what is done with it.
@@ -64,7 +63,11 @@ impl Root {
             .iter()
             .map(|path| upper::way(&subtree, path));
         let ways = ways.collect::<Result<Vec<_>, _>>()?;
-        let layer = shared.layers.take()?;
+        // A tree that came before is shown as it was then, with all that the kernel knows of it; one that is watched, apart.
+        let layer =
+            shared
+                .layers
+                .take(&subtree, owner, subtree.since == action && !request.watched)?;
         let mut root = Root {
             path: layer.root.clone(),
             upper: layer.upper(),
@@ -75,7 +78,6 @@ impl Root {
             shown: Some(Shown {
                 shared: shared.clone(),
                 layer,
-                mounted: false,
                 views: Vec::new(),
                 recorded: None,
                 _subtree: subtree.clone(),
@@ -105,27 +107,34 @@ impl Root {
         let Some(shown) = &mut self.shown else {
             return Ok(());
         };
-        upper::prepare(&self.upper, subtree, ways, owner)?;
         if request.watched {
+            upper::prepare(&self.upper, &self.upper, subtree, ways, owner)?;
             let recorded = Recorded::show(&self.shared, subtree.clone(), owner)?;
             let recorded = shown.recorded.insert(recorded);
-            let overlay = mounts::overlay(&recorded.at, &self.upper, &shown.layer.work())?;
-            mounts::attach(overlay, &self.path)?;
-            shown.mounted = true;
-            return Ok(());
+            return shown.layer.mount(&recorded.at);
         }
+        let parts = match request.writable {
+            true => Vec::new(),
+            false => {
+                let kept = ways.iter().map(|way| &*way.path);
+                let kept = kept.chain(request.outputs.iter().map(|path| &**path));
+                plan::parts(subtree, kept, action)
+            }
+        };
         let views = &self.shared.views;
-        let whole = views.shared(subtree, owner);
-        shown.views.push(whole.clone());
-        let overlay = mounts::overlay(&whole.path, &self.upper, &shown.layer.work())?;
-        mounts::attach(overlay, &self.path)?;
-        shown.mounted = true;
-        if request.writable {
-            return Ok(());
+        if let Some(view) = shown.layer.view() {
+            upper::prepare(&self.upper, &self.path, subtree, ways, owner)?;
+            let at_top = parts.iter().filter(|part| !part.path.contains('/'));
+            if at_top.count() > 1 {
+                views::introduce(&view, subtree)?;
+            }
+        } else {
+            upper::prepare(&self.upper, &self.upper, subtree, ways, owner)?;
+            let whole = views.shared(subtree, owner);
+            shown.views.push(whole.clone());
+            shown.layer.mount(&whole.path)?;
         }
-        let kept = ways.iter().map(|way| &*way.path);
-        let kept = kept.chain(request.outputs.iter().map(|path| &**path));
-        for part in plan::parts(subtree, kept, action) {
+        for part in parts {
             let view = views.shared(&part.subtree, owner);
             mounts::attach(views.part(&view)?, &self.path.join(&part.path))?;
             shown.views.push(view);
@@ -183,7 +192,7 @@ impl Root {
 
 impl Shown {
     fn remove(self) -> Result<(), InputError> {
-        let given_back = self.shared.layers.give_back(self.layer, self.mounted);
+        let given_back = self.shared.layers.give_back(self.layer);
         drop(self.views);
         if let Some(recorded) = self.recorded {
             recorded.take_down();
@@ -248,7 +257,7 @@ impl StagedRoot for Root {
     }
 
     async fn remove(self: Box<Self>) -> Result<(), InputError> {
-        blocking("remove", move || self.take_down()).await
+        at_once("remove", move || self.take_down()).await
     }
 }
 

@@ -147,8 +147,8 @@ async fn start(kernel: Kernel, mount: &Path) -> std::io::Result<MountHandle> {
     let mut options = MountOptions::default();
     options
         .fs_name("boxwright")
-        // Others than root need leave for it in /etc/fuse.conf.
-        .allow_other(rustix::process::geteuid().is_root())
+        // The program fusermount3 gives it only to those who have leave for it in /etc/fuse.conf.
+        .allow_other(rustix::process::geteuid().is_root() || mounts::may_mount())
         .default_permissions(true)
         .no_open_support(!opens)
         .no_open_dir_support(true);

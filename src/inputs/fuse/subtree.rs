@@ -54,6 +54,21 @@ impl Subtree {
         }
         all
     }
+
+    /// An empty directory that is in no tree.
+    pub(super) fn nothing(digest: Digest) -> Arc<Self> {
+        Arc::new(Subtree {
+            digest,
+            directory: Arc::default(),
+            children: Box::default(),
+            nodes: 1,
+            large: 0,
+            since: 0,
+            whole: AtomicBool::new(true),
+            _pins: None,
+            known: Weak::new(),
+        })
+    }
 }
 
 /// All subtrees.

@@ -128,9 +128,11 @@ fn join(at: &[(&str, &Subtree)]) -> String {
     names.join("/")
 }
 
-/// Makes the layer at `upper`, an empty directory, with the directories at the end of `ways`.
+/// Makes the layer at `upper`, an empty directory, with the directories at the end of `ways`. `shown` is where the root is seen
+/// already: the overlay, if there is one, must be told of its new looks itself.
 pub(super) fn prepare(
     upper: &Path,
+    shown: &Path,
     root: &Subtree,
     ways: &[Way],
     owner: Owner,
@@ -169,6 +171,8 @@ pub(super) fn prepare(
         give(fd, "a directory", owner, shown_mode(properties, 0o755))?;
         time(fd, properties)?;
     }
+    let top = rustix::fs::openat(CWD, shown, flags, Mode::empty())
+        .map_err(failed("open", shown.display()))?;
     let properties = root.directory.properties.as_deref();
     give(&top, "the input root", owner, shown_mode(properties, 0o755))?;
     time(&top, properties)

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, CWD, Mode};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::layout::Layout;
@@ -30,6 +30,8 @@ use crate::tree::File;
 const NAMES: u64 = 200_000;
 /// Views that are kept while nobody uses them.
 const VIEWS: usize = 2_000;
+/// Entries of a directory that the kernel can be told of in one answer of a page.
+const FEW: usize = 20;
 /// Blobs that are mounted over their paths, per view.
 const BLOBS: usize = 64;
 
@@ -197,6 +199,22 @@ impl Views {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Has the kernel told of all entries of a small directory at once, which takes as long as telling it of one.
+pub(super) fn introduce(at: &std::path::Path, subtree: &Subtree) -> Result<(), InputError> {
+    if subtree.directory.entries() > FEW {
+        return Ok(());
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory =
+        rustix::fs::openat(CWD, at, flags, Mode::empty()).map_err(failed("open", at.display()))?;
+    let mut buffer = Vec::with_capacity(16 << 10);
+    let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
+    match entries.next() {
+        Some(Err(error)) => Err(failed("list", at.display())(error)),
+        _ => Ok(()),
     }
 }
 

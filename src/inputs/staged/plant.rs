@@ -1,6 +1,7 @@
 //! A whole tree, put on disk: an explicit stack of open directories, every name created relative
 //! to the directory that it is in, so that no path is resolved and nothing can redirect it.
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::Mode;
@@ -25,11 +26,46 @@ struct Level<'t> {
     path: usize,
 }
 
-/// Fills `root` with the tree. Returns the directories whose properties are still to be set, parents first.
+/// Fills `root` with a directory of the tree and all below it, and gives it the looks of that directory.
+pub(super) fn whole(
+    place: &Place,
+    root: &OwnedFd,
+    request: &StageRequest,
+    top: Digest,
+    absent: &HashSet<&str>,
+) -> Result<(), InputError> {
+    let properties = plant(place, root, request, top, absent)?;
+    adorn(root, request, &properties)
+}
+
+/// Sets the properties of directories: children before parents, and after everything that was made in them. The root is the last.
+pub(super) fn adorn(
+    root: &OwnedFd,
+    request: &StageRequest,
+    properties: &[(String, &Properties)],
+) -> Result<(), InputError> {
+    for (path, properties) in properties.iter().rev() {
+        if path.is_empty() {
+            continue;
+        }
+        let directory = directories::open(root, path)?;
+        directories::adorn(&directory, path, properties)?;
+    }
+    directories::give(root, request.owner, "")?;
+    match properties.first() {
+        Some((path, properties)) if path.is_empty() => directories::adorn(root, path, properties),
+        _ => Ok(()),
+    }
+}
+
+/// Fills `root` with the directory `top` of the tree and all below it, but leaves the directories at `absent` empty. Returns
+/// the directories whose properties are still to be set, parents first.
 pub(super) fn plant<'t>(
     place: &Place,
     root: &OwnedFd,
     request: &'t StageRequest,
+    top: Digest,
+    absent: &HashSet<&str>,
 ) -> Result<Vec<(String, &'t Properties)>, InputError> {
     let mut plant = Plant {
         tree: &request.tree,
@@ -42,7 +78,7 @@ pub(super) fn plant<'t>(
         object: request.name.clone(),
         source,
     })?;
-    let mut stack = vec![plant.enter(fd, request.tree.root)?];
+    let mut stack = vec![plant.enter(fd, top)?];
     while let Some(level) = stack.last_mut() {
         let Some(child) = level.directory.directories.get(level.next) else {
             let done = stack.pop();
@@ -64,6 +100,9 @@ pub(super) fn plant<'t>(
         let fd = rustix::fs::openat(fd, &*child.name, DIRECTORY, Mode::empty())
             .map_err(failed("open directory", path))?;
         directories::give(&fd, request.owner, path)?;
+        if absent.contains(path.as_str()) {
+            continue;
+        }
         let below = plant.enter(fd, child.digest)?;
         stack.push(below);
         if let Some(far) = stack.len().checked_sub(OPEN) {

@@ -12,6 +12,7 @@ mod identity;
 mod init;
 mod kind;
 mod launcher;
+mod namespace;
 mod network;
 mod outside;
 mod places;
@@ -26,5 +27,6 @@ mod template;
 mod trash;
 
 pub(super) use launcher::launcher_main;
+pub use namespace::{NamespaceError, OwnNamespace};
 pub use sandbox::{FullConfig, FullSandbox};
 pub use set_up::BUILD;

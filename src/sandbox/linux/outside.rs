@@ -6,6 +6,7 @@ use std::path::Path;
 use rustix::process::{getegid, geteuid};
 
 use super::kind::Outside;
+use super::namespace::OwnNamespace;
 use crate::config::Owner;
 use crate::sandbox::SandboxError;
 use crate::sandbox::slot::uids::UidRange;
@@ -23,7 +24,10 @@ impl Ids {
     ///
     /// The ids are the same for all slots: what keeps slots apart is their namespaces, and a shared input tree can report
     /// one owner only.
-    pub(super) fn find(first_uid: u32) -> Result<Ids, SandboxError> {
+    pub(super) fn find(
+        first_uid: u32,
+        namespace: Option<OwnNamespace>,
+    ) -> Result<Ids, SandboxError> {
         if geteuid().is_root() {
             let range = UidRange::claim(first_uid, 1)?;
             let both = |id| Owner { uid: id, gid: id };
@@ -43,12 +47,16 @@ impl Ids {
             uid: geteuid().as_raw(),
             gid: getegid().as_raw(),
         };
-        let launcher = subordinates(own.uid);
+        let launcher = match namespace {
+            Some(namespace) => namespace.launcher,
+            None => subordinates(own.uid),
+        };
         Ok(Ids {
             outside: Outside {
                 command: own,
                 launcher,
-                map_tools: launcher.is_some(),
+                // In a namespace of its own, the keeper has the right itself, and the tools none.
+                map_tools: launcher.is_some() && namespace.is_none(),
             },
             _range: None,
         })
@@ -56,7 +64,7 @@ impl Ids {
 }
 
 /// The first subordinate uid and gid of a user, if it has both and the tools to map them are there.
-fn subordinates(uid: u32) -> Option<Owner> {
+pub(super) fn subordinates(uid: u32) -> Option<Owner> {
     let tool = |name: &str| {
         let dirs = ["/usr/bin", "/bin", "/usr/local/bin"];
         dirs.iter().any(|dir| Path::new(dir).join(name).exists())

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::cgroup::{Cgroups, SlotGroup};
 use super::disk;
 use super::kind::{self, Kind};
+use super::namespace::OwnNamespace;
 use super::outside::Ids;
 use super::places::Places;
 use super::profile::Profiles;
@@ -41,12 +42,15 @@ pub struct FullConfig {
     pub first_uid: u32,
     /// The directory below which all input roots lie.
     pub roots: PathBuf,
+    /// Where the daemon that is not root may mount all the same.
+    pub namespace: Option<OwnNamespace>,
 }
 
 /// Runs commands, fully isolated.
 pub struct FullSandbox {
     profiles: Profiles,
     ids: Ids,
+    namespace: Option<OwnNamespace>,
     roots: PathBuf,
     cgroups: Cgroups,
     /// The lock is held for a whole run: a slot runs one command at a time.
@@ -82,7 +86,8 @@ impl FullSandbox {
             .collect::<Result<_, SandboxError>>()?;
         Ok(FullSandbox {
             profiles: config.profiles,
-            ids: Ids::find(config.first_uid)?,
+            ids: Ids::find(config.first_uid, config.namespace)?,
+            namespace: config.namespace,
             roots: config.roots,
             cgroups,
             slots,
@@ -109,9 +114,9 @@ impl FullSandbox {
         self.slots.get(slot)?.try_lock().ok()?.seat.launcher()
     }
 
-    /// A root daemon hands roots over as mounts; anybody else may not make any, and names them.
+    /// A daemon that may mount hands roots over as mounts; another one names them.
     fn by_name(&self) -> bool {
-        !rustix::process::geteuid().is_root()
+        !rustix::process::geteuid().is_root() && self.namespace.is_none()
     }
 
     /// A launcher that is ready for commands of this kind.
@@ -180,7 +185,8 @@ impl Sandbox for FullSandbox {
     }
 
     fn owner(&self, _slot: usize) -> Option<Owner> {
-        (!self.by_name()).then_some(self.ids.outside.command)
+        let root = rustix::process::geteuid().is_root();
+        root.then_some(self.ids.outside.command)
     }
 
     fn unenforced(&self, limits: &Limits) -> Vec<&'static str> {

@@ -12,6 +12,7 @@ use std::io::{IoSlice, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use caps::CapSet;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
@@ -99,6 +100,18 @@ impl Launcher {
         ) else {
             return Err(LauncherError::NotForYou);
         };
+        if !geteuid().is_root() {
+            // Those of a user namespace that the daemon may have for its mounts.
+            for set in [
+                CapSet::Ambient,
+                CapSet::Inheritable,
+                CapSet::Effective,
+                CapSet::Permitted,
+            ] {
+                caps::clear(None, set)
+                    .map_err(|_| LauncherError::Call("drop capabilities", Errno::EPERM))?;
+            }
+        }
         let stdin = std::io::stdin();
         if rustix::net::sockopt::socket_type(stdin.as_fd())
             != Ok(rustix::net::SocketType::SEQPACKET)

@@ -1,8 +1,8 @@
-//! FUSE: the device, and the program by which a daemon that is not root mounts.
+//! FUSE: the device.
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 /// What there is of it.
@@ -12,22 +12,15 @@ pub struct Fuse {
     pub device: Result<(), io::Error>,
     /// The device's permission bits.
     pub mode: Option<u32>,
-    /// `fusermount3`, if it is there and set-uid root.
-    pub fusermount: Option<PathBuf>,
 }
 
 /// Looks.
 pub fn fuse() -> Fuse {
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
     let mode = std::fs::metadata("/dev/fuse").map(|meta| meta.permissions().mode() & 0o777);
-    let set_uid = |path: &PathBuf| {
-        path.metadata()
-            .is_ok_and(|meta| meta.uid() == 0 && meta.permissions().mode() & 0o4000 != 0)
-    };
     Fuse {
         device: device.map(drop),
         mode: mode.ok(),
-        fusermount: which("fusermount3").filter(set_uid),
     }
 }
 

@@ -1,0 +1,75 @@
+//! Which subtrees of an action's tree are worth being shown as what an earlier action had: for who keeps them as real files.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::subtree::{Subtree, Subtrees};
+use super::{plan, upper};
+use crate::cas::Cas;
+use crate::inputs::StageRequest;
+use crate::reapi::Digest;
+
+/// The subtrees of all actions so far.
+pub(in crate::inputs) struct Recurring {
+    subtrees: Subtrees,
+    actions: AtomicU64,
+}
+
+/// A subtree that recurs, at a path of the tree.
+pub(in crate::inputs) struct Part {
+    pub(in crate::inputs) path: String,
+    pub(in crate::inputs) digest: Digest,
+    /// Paths below it and itself.
+    pub(in crate::inputs) nodes: u64,
+    /// Known as long as this lives.
+    _subtree: Arc<Subtree>,
+}
+
+fn holds(above: &str, path: &str) -> bool {
+    let below = path.strip_prefix(above);
+    above.is_empty() || below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+impl Recurring {
+    pub(in crate::inputs) fn new(cas: Cas) -> Self {
+        let idle_bytes = cas.local().high_water() / 4;
+        Recurring {
+            subtrees: Subtrees::new(cas, idle_bytes),
+            actions: AtomicU64::new(0),
+        }
+    }
+
+    /// The parts of at least `least` nodes that hold no output and no directory that is made for the action.
+    pub(in crate::inputs) fn parts(&self, request: &StageRequest, least: u64) -> Vec<Part> {
+        let action = self.actions.fetch_add(1, Ordering::Relaxed) + 1;
+        let Some(root) = self.subtrees.of(&request.tree, action) else {
+            return Vec::new();
+        };
+        let ways = request
+            .directories
+            .iter()
+            .map(|path| upper::way(&root, path));
+        // What is wrong with one is for the caller to say.
+        let Ok(ways) = ways.collect::<Result<Vec<_>, _>>() else {
+            return Vec::new();
+        };
+        let kept = ways.iter().map(|way| &*way.path);
+        let kept = kept.chain(request.outputs.iter().map(|path| &**path));
+        { plan::parts(&root, kept, action).into_iter() }
+            .filter(|part| part.subtree.nodes >= least)
+            // Whoever collects an output takes it as a whole.
+            .filter(|part| {
+                !request
+                    .outputs
+                    .iter()
+                    .any(|output| holds(output, &part.path))
+            })
+            .map(|part| Part {
+                path: part.path,
+                digest: part.subtree.digest,
+                nodes: part.subtree.nodes,
+                _subtree: part.subtree,
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,342 @@
+//! Staged roots whose recurring directories are kept and mounted: an action sees what it would with a root of its own, cannot change
+//! what others see, and what is in use stays whatever else comes and goes.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use boxwright::cas::{Cas, LocalStore, StoreConfig};
+use boxwright::config::Owner;
+use boxwright::inputs::fuse::private_mounts;
+use boxwright::inputs::staged::Staged;
+use boxwright::inputs::{InputRoots, StageRequest, StagedRoot};
+use boxwright::reapi::proto::re;
+use boxwright::reapi::{Digest, DigestFunction};
+use boxwright::tree::{TreeLimits, TreeStore, fetch};
+use prost::Message;
+
+const OTHER: Owner = Owner {
+    uid: 65534,
+    gid: 65534,
+};
+const PLENTY: u64 = 1 << 20;
+
+/// A command that runs as the action's user.
+fn as_other(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+    command.arg(program);
+    command
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    cas: Cas,
+}
+
+impl World {
+    /// `None`, and said so, where nothing can be mounted.
+    fn new() -> Option<World> {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED: needs root");
+            return None;
+        }
+        // Of this thread and those that it starts.
+        private_mounts().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
+        let local = LocalStore::open(StoreConfig {
+            root: dir.path().join("cas"),
+            high_water: 1 << 40,
+            low_water: 1 << 39,
+            free_floor: 0,
+        });
+        let cas = Cas::new(local.unwrap(), None);
+        Some(World { dir, cas })
+    }
+
+    fn cached(&self, idle_nodes: u64) -> Staged {
+        Staged::with_cache(self.cas.clone(), self.dir.path().join("cached"), idle_nodes).unwrap()
+    }
+
+    fn plain(&self) -> Staged {
+        Staged::new(self.cas.clone(), self.dir.path().join("plain")).unwrap()
+    }
+
+    fn put(&self, data: &[u8]) -> Digest {
+        let digest = DigestFunction::Sha256.digest(data);
+        self.cas.local().put(digest, data, false).unwrap();
+        digest
+    }
+
+    fn directory(&self, directory: &re::Directory) -> Digest {
+        self.put(&directory.encode_to_vec())
+    }
+
+    fn files(&self, label: &str, count: usize) -> Vec<re::FileNode> {
+        let file = |n: usize| re::FileNode {
+            name: format!("f{n:03}"),
+            digest: Some(self.put(format!("{label} {n}").as_bytes()).to_proto()),
+            is_executable: n.is_multiple_of(7),
+            ..Default::default()
+        };
+        (0..count).map(file).collect()
+    }
+
+    /// A tree with a library of 130 nodes, and a file of its own.
+    fn tree(&self, library: &str, own: &str) -> Digest {
+        let deep = self.directory(&re::Directory {
+            files: self.files(&format!("{library} deep"), 9),
+            node_properties: Some(re::NodeProperties {
+                mtime: Some(prost_types::Timestamp {
+                    seconds: 1_000_000,
+                    nanos: 5,
+                }),
+                unix_mode: Some(0o750),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        let library = self.directory(&re::Directory {
+            files: self.files(library, 120),
+            directories: vec![node("deep", deep)],
+            symlinks: vec![re::SymlinkNode {
+                name: "link".into(),
+                target: "deep/f001".into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        });
+        self.directory(&re::Directory {
+            files: vec![re::FileNode {
+                name: "own".into(),
+                digest: Some(self.put(own.as_bytes()).to_proto()),
+                ..Default::default()
+            }],
+            directories: vec![node("lib", library)],
+            ..Default::default()
+        })
+    }
+
+    async fn stage(
+        &self,
+        staged: &Staged,
+        root: Digest,
+        directories: &[&str],
+        outputs: &[&str],
+    ) -> Box<dyn StagedRoot> {
+        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let trees = TreeStore::new(64 << 20);
+        let tree = fetch(&self.cas, &trees, root, TreeLimits::default());
+        let owned = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+        let request = StageRequest {
+            shapes: Vec::new(),
+            watched: false,
+            name: format!("action-{number}"),
+            tree: tree.await.unwrap(),
+            directories: owned(directories),
+            outputs: owned(outputs),
+            owner: Some(OTHER),
+            writable: false,
+            hold: None,
+        };
+        staged.stage(request).await.unwrap()
+    }
+
+    /// The directories that are kept.
+    fn kept(&self) -> usize {
+        let kept = std::fs::read_dir(self.dir.path().join("cached/.kept")).unwrap();
+        kept.count()
+    }
+}
+
+fn node(name: &str, digest: Digest) -> re::DirectoryNode {
+    re::DirectoryNode {
+        name: name.into(),
+        digest: Some(digest.to_proto()),
+    }
+}
+
+fn mounted(root: &dyn StagedRoot) -> bool {
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let lib = format!("{} ", root.path().join("lib").display());
+    table.contains(&lib)
+}
+
+/// Everything below a directory: path, mode, owner, and what is in it. Times of directories too, where the tree says them.
+fn look(root: &Path) -> BTreeMap<PathBuf, String> {
+    let mut seen = BTreeMap::new();
+    let mut stack = vec![root.to_owned()];
+    while let Some(path) = stack.pop() {
+        let meta = std::fs::symlink_metadata(&path).unwrap();
+        let name = path.strip_prefix(root).unwrap().to_owned();
+        let content = if meta.is_dir() {
+            let entries = std::fs::read_dir(&path).unwrap();
+            stack.extend(entries.map(|entry| entry.unwrap().path()));
+            match name == Path::new("lib/deep") {
+                true => format!("{} {}", meta.mtime(), meta.mtime_nsec()),
+                false => String::new(),
+            }
+        } else if meta.is_symlink() {
+            std::fs::read_link(&path).unwrap().display().to_string()
+        } else {
+            std::fs::read_to_string(&path).unwrap()
+        };
+        let looks = format!("{:o} {} {} {content}", meta.mode(), meta.uid(), meta.gid());
+        seen.insert(name, looks);
+    }
+    seen
+}
+
+#[tokio::test]
+async fn a_root_with_mounted_directories_is_what_its_tree_says() {
+    let Some(world) = World::new() else { return };
+    let (cached, plain) = (world.cached(PLENTY), world.plain());
+    for own in ["one", "two", "three"] {
+        let root = world.tree("library", own);
+        let shown = world
+            .stage(&cached, root, &["out/deep"], &["out/deep/result"])
+            .await;
+        let real = world
+            .stage(&plain, root, &["out/deep"], &["out/deep/result"])
+            .await;
+        assert!(mounted(&*shown));
+        let (seen, expected) = (look(shown.path()), look(real.path()));
+        assert!(expected.len() > 130);
+        assert_eq!(seen, expected);
+        let path = shown.path().to_owned();
+        shown.remove().await.unwrap();
+        real.remove().await.unwrap();
+        assert!(!path.exists());
+    }
+    assert_eq!(world.kept(), 1);
+}
+
+#[tokio::test]
+async fn what_is_to_be_written_is_never_shared() {
+    let Some(world) = World::new() else { return };
+    let cached = world.cached(PLENTY);
+    for (directories, outputs) in [
+        (&["lib"][..], &["lib/made"][..]),
+        (&[], &["lib"]),
+        (&["lib/deep"], &["lib/deep/made"]),
+    ] {
+        for _ in 0..2 {
+            let root = world.tree("library", "own");
+            let shown = world.stage(&cached, root, directories, outputs).await;
+            assert!(!mounted(&*shown), "{outputs:?}");
+            let made = shown.path().join("lib/deep/made").display().to_string();
+            let status = as_other("touch").arg(&made).status().unwrap();
+            assert!(status.success(), "{outputs:?}");
+            shown.remove().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn nobody_can_change_what_others_see() {
+    let Some(world) = World::new() else { return };
+    let cached = world.cached(PLENTY);
+    let first = world
+        .stage(&cached, world.tree("library", "one"), &[], &[])
+        .await;
+    let second = world
+        .stage(&cached, world.tree("library", "two"), &[], &[])
+        .await;
+    let before = look(&second.path().join("lib"));
+    let lib = first.path().join("lib");
+    for attempt in [
+        "echo x > f001",
+        "echo x >> f007",
+        "chmod 777 f001",
+        "rm f001",
+        "mv f001 f999",
+        "touch new",
+        "ln -s f001 other",
+        "mkdir more",
+        "rm -r deep",
+        "chmod 700 .",
+        "touch -d @0 deep",
+    ] {
+        let script = format!("cd {} && {attempt}", lib.display());
+        let status = as_other("sh")
+            .args(["-c", &script])
+            .stderr(std::process::Stdio::null())
+            .status();
+        assert!(!status.unwrap().success(), "{attempt}");
+    }
+    // Where they lie, no action's user comes.
+    let kept = world.dir.path().join("cached/.kept");
+    let status = as_other("ls")
+        .arg(kept)
+        .stderr(std::process::Stdio::null())
+        .status();
+    assert!(!status.unwrap().success());
+    first.remove().await.unwrap();
+    assert_eq!(look(&second.path().join("lib")), before);
+    second.remove().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_used_stays_and_what_is_not_goes() {
+    let Some(world) = World::new() else { return };
+    let cached = world.cached(150);
+    let used = world
+        .stage(&cached, world.tree("used", "own"), &[], &[])
+        .await;
+    let before = look(used.path());
+    for n in 0..4 {
+        let root = world.tree(&format!("library {n}"), "own");
+        world
+            .stage(&cached, root, &[], &[])
+            .await
+            .remove()
+            .await
+            .unwrap();
+    }
+    // The one in use, and of the others one that fits the bound.
+    settles(|| world.kept() == 2).await;
+    assert_eq!(look(used.path()), before);
+    used.remove().await.unwrap();
+    let root = world.tree("the last", "own");
+    world
+        .stage(&cached, root, &[], &[])
+        .await
+        .remove()
+        .await
+        .unwrap();
+    settles(|| world.kept() == 1).await;
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_left_is_taken_away() {
+    let Some(world) = World::new() else { return };
+    let earlier = world.cached(PLENTY);
+    let left = world
+        .stage(&earlier, world.tree("library", "own"), &[], &[])
+        .await;
+    let path = left.path().to_owned();
+    // As if it had been killed, in a mount namespace that lives on.
+    std::mem::forget((left, earlier));
+    assert!(path.join("lib/f001").exists());
+    let next = world.cached(PLENTY);
+    assert!(!path.exists());
+    let shown = world
+        .stage(&next, world.tree("library", "own"), &[], &[])
+        .await;
+    assert!(mounted(&*shown));
+    shown.remove().await.unwrap();
+}
+
+/// Waits for what happens in the background.
+async fn settles(there: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if there() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("it never came to be");
+}
