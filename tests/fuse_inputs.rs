@@ -147,6 +147,28 @@ async fn a_command_sees_its_inputs_and_leaves_its_outputs() {
     assert_eq!(&finished.result.unwrap().stdout_raw[..], b"only\n");
 }
 
+/// The launcher unmounts when it has a moment; until then the kernel lets nobody else have the directories of an overlay.
+#[tokio::test]
+async fn a_root_that_a_launcher_still_holds_is_in_nobodys_way() {
+    let Some(bench) = Bench::fuse_at_full(0x7300_0000) else {
+        return;
+    };
+    for new in [true, false] {
+        for n in 0..60 {
+            let content = format!("{}", if new { n } else { 0 });
+            let root = put(&bench, &[("file", File(content.as_bytes()))]);
+            let finished = bench.run(sh("cat file; echo more > made"), root).await;
+            assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+            let result = finished.result.unwrap();
+            assert_eq!(&result.stdout_raw[..], content.as_bytes());
+        }
+    }
+    // None had to be given up.
+    let places = bench.dir.path().join("stage/behind/layers");
+    let count = std::fs::read_dir(places).unwrap().count();
+    assert!(count <= 6, "{count}");
+}
+
 #[tokio::test]
 async fn outputs_among_inputs_are_merged_replaced_and_removed() {
     let Some(bench) = Bench::fuse(None, |_| {}) else {

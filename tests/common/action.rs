@@ -15,6 +15,8 @@ use boxwright::inputs::fuse::{FuseRoots, private_mounts};
 use boxwright::inputs::staged::Staged;
 use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
+use boxwright::sandbox::linux::profile::Profiles;
+use boxwright::sandbox::linux::{FullConfig, FullSandbox};
 use boxwright::sandbox::process::ProcessSandbox;
 use boxwright::sandbox::{Launchers, Level, Sandbox, Sandboxes};
 use boxwright::scheduler::Lease;
@@ -108,6 +110,30 @@ impl Bench {
             Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
         };
         Some(Bench::with_all(process(), inputs, source, change))
+    }
+
+    /// The same at level full, where a launcher holds a root for a while after its action has ended.
+    pub(crate) fn fuse_at_full(first_uid: u32) -> Option<Self> {
+        let possible = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+        if !possible {
+            println!("SKIPPED: needs root and /dev/fuse");
+            return None;
+        }
+        own_mounts();
+        let roots = tempfile::tempdir().unwrap();
+        let launchers =
+            Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), Level::Full, 1).unwrap();
+        let config = FullConfig {
+            profiles: Profiles::load(None).unwrap(),
+            first_uid,
+            roots: roots.path().to_owned(),
+            namespace: None,
+        };
+        let full = Arc::new(FullSandbox::new(launchers, config).unwrap());
+        let inputs = |cas: &Cas, dir: &Path| -> Arc<dyn InputRoots> {
+            Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
+        };
+        Some(Bench::with_all(full, inputs, None, |_| {}))
     }
 
     /// With a sandbox of another kind.

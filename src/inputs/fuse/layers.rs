@@ -198,10 +198,13 @@ impl Layers {
 
     fn empty(&self, layer: &Layer) -> Result<(), InputError> {
         let below = open(&layer.below)?;
-        // Anew, and not just emptied: the action owned it, and may have left more on it than entries.
-        staged::remove_directory(&below, "upper")?;
-        staged::remove_contents(&open(&layer.work())?)?;
-        make(&layer.upper())
+        // Anew, and not just emptied: the action owned one, and may have left more on it than entries; and as long as a launcher
+        // has not let go of the overlay, the kernel gives neither to another.
+        for name in ["upper", "work"] {
+            staged::remove_directory(&below, name)?;
+        }
+        make(&layer.upper())?;
+        make(&layer.work())
     }
 }
 
