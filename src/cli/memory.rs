@@ -1,5 +1,8 @@
 //! Holds the resident memory down: glibc keeps up to eight heaps per processor, each of which keeps
 //! what its threads freed. Two are enough for a process whose threads mostly wait.
+//!
+//! These two may keep some megabytes: the buffer of a batch is 2 MiB, and giving it back to the kernel after each batch, to be filled
+//! with zeros page by page for the next, was a twentieth of what small outputs cost.
 #![allow(unsafe_code)]
 
 /// Limits the allocator's heaps; to be called before any thread exists.
@@ -9,6 +12,8 @@ pub(super) fn frugal() {
     // could be allocating. It fails by returning 0, and nothing depends on its success.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 8 << 20);
     }
 }
 
