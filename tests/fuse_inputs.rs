@@ -163,10 +163,10 @@ async fn a_root_that_a_launcher_still_holds_is_in_nobodys_way() {
             assert_eq!(&result.stdout_raw[..], content.as_bytes());
         }
     }
-    // None had to be given up.
+    // None had to be given up; some may wait to be cleared.
     let places = bench.dir.path().join("stage/behind/layers");
     let count = std::fs::read_dir(places).unwrap().count();
-    assert!(count <= 6, "{count}");
+    assert!(count <= 30, "{count}");
 }
 
 #[tokio::test]

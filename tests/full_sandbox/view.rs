@@ -311,3 +311,28 @@ async fn mounts_of_earlier_commands_are_out_of_sight() {
         );
     }
 }
+
+#[tokio::test]
+async fn pseudo_terminals_are_as_new_for_each_command() {
+    let bed = Bed::new();
+    for id in [1000, 0] {
+        let run = async |script: &str| {
+            let mut spec = bed.shell(script);
+            spec.view.user = Identity { uid: id, gid: id };
+            bed.says(spec).await
+        };
+        let look = "stat -c '%a %u' /dev/pts /dev/pts/ptmx";
+        let before = run(look).await;
+        run("chmod 700 /dev/pts; chmod 000 /dev/pts/ptmx; true").await;
+        assert_eq!(run(look).await, before, "user {id}");
+    }
+}
+
+#[tokio::test]
+async fn its_output_can_be_opened_by_name() {
+    let bed = Bed::new();
+    let script = "echo out > /dev/stdout; echo more > /dev/fd/1; echo err > /dev/stderr";
+    let outcome = bed.run(bed.shell(script)).await;
+    assert_eq!(outcome.end, End::Exited(0));
+    assert_eq!(bed.says(bed.shell(script)).await, "out\nmore\n");
+}

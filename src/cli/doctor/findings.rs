@@ -194,8 +194,7 @@ fn fuse(host: &Host) -> Finding {
 
 fn cgroups(found: &Cgroups) -> Finding {
     let name = "cgroups";
-    let lost =
-        "memory, processors and processes of an action are limited by rlimits, which is less";
+    let lost = "memory and processors of an action are not limited, its processes by an rlimit";
     match found {
         Cgroups::V2 {
             delegated: true,

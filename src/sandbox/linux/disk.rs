@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Dir, FileType, OFlags, StatxFlags, fstatvfs, statx};
+use rustix::fs::{AtFlags, Dir, FileType, OFlags, StatxFlags, fstatvfs, statfs, statx};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -195,7 +195,7 @@ fn look(
         )));
     }
     if end == Walked::All && bounds.bytes.is_some() {
-        walk.deleted(dir, &processes(), &enough)?;
+        walk.deleted(&processes(), &enough)?;
     }
     Ok(match bounds.exceeded(walk.content) {
         Some(what) => Looked::Exceeded(what),
@@ -270,14 +270,9 @@ impl Walk {
         Ok(Walked::All)
     }
 
-    /// Adds the files of the same file system that have no name any more and that a process holds open.
-    fn deleted(
-        &mut self,
-        dir: &OwnedFd,
-        processes: &[i32],
-        go_on: &dyn Fn(Content) -> bool,
-    ) -> io::Result<()> {
-        let device = rustix::fs::fstat(dir)?.st_dev;
+    /// Adds the files that have no name any more and that a process holds open. By their device it could not be told which are meant:
+    /// an overlay's files have another one than its directories. But nothing else on a disk can be written to, or removed.
+    fn deleted(&mut self, processes: &[i32], go_on: &dyn Fn(Content) -> bool) -> io::Result<()> {
         let mut counted = HashSet::new();
         for pid in processes.iter().filter(|pid| **pid > 0) {
             let fds = std::fs::read_dir(format!("/proc/{pid}/fd"));
@@ -286,7 +281,11 @@ impl Walk {
                 let Ok(file) = rustix::fs::stat(fd.path()) else {
                     continue;
                 };
-                if file.st_dev == device && file.st_nlink == 0 && counted.insert(file.st_ino) {
+                if file.st_nlink == 0
+                    && FileType::from_raw_mode(file.st_mode) == FileType::RegularFile
+                    && on_disk(&fd.path())
+                    && counted.insert((file.st_dev, file.st_ino))
+                {
                     self.content.bytes += file.st_blocks as u64 * 512;
                 }
                 if !go_on(self.content) {
@@ -296,6 +295,12 @@ impl Walk {
         }
         Ok(())
     }
+}
+
+/// Whether a file takes room on a disk, and not in memory.
+fn on_disk(file: &std::path::Path) -> bool {
+    const TMPFS: i64 = 0x0102_1994;
+    statfs(file).is_ok_and(|fs| fs.f_type != TMPFS)
 }
 
 #[cfg(test)]

@@ -300,6 +300,11 @@ fn settle(told: &SetUpMessage) -> Result<(Template, Option<Network>), String> {
     // Nobody in here can make another user namespace, in which to have all capabilities.
     std::fs::write("/proc/sys/user/max_user_namespaces", "0")
         .map_err(|e| format!("cannot forbid further user namespaces: {e}"))?;
+    // What is counted for whoever made this namespace, which is root: one action must not take what root and the others need.
+    for (what, most) in [("instances", "32"), ("watches", "65536")] {
+        // Not in every kernel.
+        let _ = std::fs::write(format!("/proc/sys/user/max_inotify_{what}"), most);
+    }
     sys::close_bounding_set().map_err(|e| format!("cannot give capabilities up for good: {e}"))?;
     // No command may look into a process that has capabilities.
     prctl::set_dumpable(false).map_err(words("become opaque"))?;

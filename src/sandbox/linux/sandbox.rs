@@ -131,6 +131,7 @@ impl FullSandbox {
                     })?;
             let roots = self.by_name().then_some(&*self.roots);
             let message = kind::set_up(&kind, profile, &self.ids.outside, roots);
+            self.not_shown(&message.host_paths)?;
             let fail = |source| SandboxError::Setup {
                 action: "tell a launcher what its commands see".into(),
                 source,
@@ -147,6 +148,22 @@ impl FullSandbox {
             slot.seat.retire();
         }
         slot.seat.ready().await
+    }
+
+    /// Refuses to show commands the directory in which the daemon keeps what belongs to others.
+    fn not_shown(&self, host_paths: &[String]) -> Result<(), SandboxError> {
+        let roots = std::fs::canonicalize(&self.roots).unwrap_or_else(|_| self.roots.clone());
+        let shows =
+            |path: &&String| std::fs::canonicalize(path).is_ok_and(|path| roots.starts_with(path));
+        match host_paths.iter().find(shows) {
+            None => Ok(()),
+            Some(path) => Err(SandboxError::Isolate {
+                problem: format!(
+                    "commands are shown {path} of the host, and {} lies below it: choose another state directory",
+                    roots.display()
+                ),
+            }),
+        }
     }
 
     /// Without a cgroup for it, the limit of processes is one of the command's user, who is in the slot's user namespace alone.
@@ -248,6 +265,7 @@ impl Sandbox for FullSandbox {
             // Asked for anew each time, as `begin` may have made the group anew.
             groups: slot.group.as_ref().map_or(&[][..], |group| group.join()),
             uid: Some(uid),
+            owner: self.owner(slot.seat.slot()),
             exceeded,
         };
         let ran = run::run(&mut slot.seat, run).await;

@@ -26,6 +26,7 @@ pub(super) const INPUT: &str = "/r";
 /// Of memory file systems and of what the action brings: nothing gains privileges, no device works.
 pub(super) const TAME: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 const READ_ONLY: u64 = TAME | libc::MOUNT_ATTR_RDONLY;
+const PTS: &str = "/dev/pts";
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 /// Why a root cannot be built.
@@ -60,6 +61,8 @@ pub(super) struct Template {
     tmpfs: Vec<Tmpfs>,
     /// A file system that commands could change the root directory of is never taken for clean.
     always_dirty: bool,
+    /// The pseudo-terminals as no command has seen them yet, if there are any.
+    pts: Option<[Looks; 2]>,
 }
 
 impl Template {
@@ -125,6 +128,7 @@ impl Template {
             },
             tmpfs: told.tmpfs.clone(),
             always_dirty: told.alone(),
+            pts: told.pts.then(pts_looks).transpose()?,
         })
     }
 
@@ -146,6 +150,15 @@ impl Template {
             let new = tmpfs(place.bytes, place.inodes, "1777")?;
             attach(new.as_fd(), Path::new(&place.path))?;
             self.rules.writable[at] = path_fd(&place.path)?;
+        }
+        if let Some(before) = &self.pts {
+            let now = pts_looks()?;
+            if now != *before || self.always_dirty {
+                dirty = true;
+                self.trash.take(PTS).map_err(failed("take away", PTS))?;
+                attach(pts()?.as_fd(), Path::new(PTS))?;
+                self.pts = Some(pts_looks()?);
+            }
         }
         if dirty || !self.trash.keeps() {
             let emptied = self.trash.empty();
@@ -362,6 +375,19 @@ impl Building<'_> {
         attach(proc.as_fd(), &at)?;
         Ok(roots)
     }
+}
+
+/// Mode, owner, group, and when they were changed.
+type Looks = (u32, u32, u32, i64, i64);
+
+/// What a command could change of the file system of pseudo-terminals, for whoever comes after it.
+fn pts_looks() -> Result<[Looks; 2], TemplateError> {
+    let look = |path: &str| {
+        let found = rustix::fs::stat(path).map_err(failed("look at", path))?;
+        let (mode, uid, gid) = (found.st_mode, found.st_uid, found.st_gid);
+        Ok((mode, uid, gid, found.st_ctime, found.st_ctime_nsec as i64))
+    };
+    Ok([look(PTS)?, look("/dev/pts/ptmx")?])
 }
 
 fn pts() -> Result<OwnedFd, TemplateError> {

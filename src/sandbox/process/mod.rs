@@ -119,6 +119,7 @@ impl Sandbox for ProcessSandbox {
             root: None,
             groups: &[],
             uid,
+            owner: self.owner(slot),
             exceeded: Box::pin(std::future::pending()),
         };
         Ok(run::run(&mut seat, run).await?.outcome)

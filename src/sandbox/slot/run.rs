@@ -16,6 +16,7 @@ use super::request::{Ends, Refusal, RunRequest};
 use super::seat::{KILL_PATIENCE, Seat};
 use super::streams::{Stream, capture};
 use super::wire::{Ended, Report, WireUsage};
+use crate::config::Owner;
 use crate::sandbox::{
     Captured, CommandSpec, End, Exempt, Outcome, SandboxError, StreamSpec, Usage,
 };
@@ -58,6 +59,8 @@ pub(in crate::sandbox) struct Run<'a> {
     pub(in crate::sandbox) groups: &'a [OwnedFd],
     /// Whom the command runs as, for what is said of it.
     pub(in crate::sandbox) uid: Option<u32>,
+    /// Who that is outside, if it is not the daemon's own user.
+    pub(in crate::sandbox) owner: Option<Owner>,
     /// Completes when the command has gone beyond a bound, with its name.
     pub(in crate::sandbox) exceeded: Exceeded,
 }
@@ -81,6 +84,7 @@ pub(in crate::sandbox) async fn run(seat: &mut Seat, run: Run<'_>) -> Result<Ran
         root,
         groups,
         uid,
+        owner,
         exceeded,
     } = run;
     let at_once = |end| Ran {
@@ -96,8 +100,8 @@ pub(in crate::sandbox) async fn run(seat: &mut Seat, run: Run<'_>) -> Result<Ran
         Err(Refusal::Sandbox(error)) => return Err(error),
     };
 
-    let (stdout, stdout_write) = pipe()?;
-    let (stderr, stderr_write) = pipe()?;
+    let (stdout, stdout_write) = pipe(owner)?;
+    let (stderr, stderr_write) = pipe(owner)?;
     let ends = Ends {
         stdout: stdout_write.as_fd(),
         stderr: stderr_write.as_fd(),
@@ -298,14 +302,19 @@ fn take(spec: &mut StreamSpec) -> StreamSpec {
     }
 }
 
-fn pipe() -> Result<(OwnedFd, OwnedFd), SandboxError> {
-    match std::io::pipe() {
-        Ok((read, write)) => Ok((read.into(), write.into())),
-        Err(source) => Err(SandboxError::Setup {
-            action: "make a pipe for a command's output".into(),
-            source,
-        }),
-    }
+/// A pipe that belongs to the command's user, who opens it again as /dev/stdout or /dev/stderr.
+fn pipe(owner: Option<Owner>) -> Result<(OwnedFd, OwnedFd), SandboxError> {
+    let make = || {
+        let (read, write) = std::io::pipe()?;
+        if let Some(Owner { uid, gid }) = owner {
+            std::os::unix::fs::fchown(&write, Some(uid), Some(gid))?;
+        }
+        Ok((read.into(), write.into()))
+    };
+    make().map_err(|source| SandboxError::Setup {
+        action: "make a pipe for a command's output".into(),
+        source,
+    })
 }
 
 fn without_start(end: End) -> Outcome {

@@ -5,9 +5,10 @@
 //! Files are named `FUNCTION/HH/HASH-SIZE`; their modification time is the time of their last use, as far as a restart
 //! needs to know it.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,6 +54,9 @@ impl ActionCache {
             _ => {}
         }
         fs::create_dir_all(&unwritten).map_err(|error| disk("create", &unwritten, error))?;
+        // Results hold what commands said: no other user of the host may read them.
+        fs::set_permissions(directory, Permissions::from_mode(0o700))
+            .map_err(|error| disk("set the mode of", directory, error))?;
         let mut found = Vec::new();
         for function in DigestFunction::ALL {
             scan(&directory.join(function.name()), function, &mut found)?;

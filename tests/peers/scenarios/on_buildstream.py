@@ -7,6 +7,7 @@ digests: of an artifact's files, of the directory that it was built in, and of t
 import json
 import os
 import re
+import time
 import shutil
 import signal
 import subprocess
@@ -238,7 +239,10 @@ def buildstream_workspace_is_built_incrementally(lab):
     with lab.worker(flags=INPUT_ROOT):
         for file, text in ((None, None), ("text", "other text\n"), ("unrelated", "unrelated\n")):
             if file:
+                # The shell of the workspace compares whole seconds.
+                time.sleep(1.1)
                 (folder / file).write_text(text)
+                time.sleep(1.1)
             did.append(set(re.findall(r"^\s*(making upper|upper is up to date)$", build_log(client, client.build("incremental")), re.M)))
     expect_equal(did, [{"making upper"}, {"making upper"}, {"upper is up to date"}], "what the three builds did")
     expect_equal((client.checkout("incremental") / "upper").read_text(), "OTHER TEXT\n", "upper")
