@@ -279,7 +279,7 @@ fn what_is_refused_is_refused_and_builds_have_what_they_need() {
             } else {
                 Action::Allow
             };
-            assert_eq!(verdict("sysfs", &none), unnamed, "{name}");
+            assert_eq!(verdict("memfd_secret", &none), unnamed, "{name}");
             assert_eq!(verdict("io_setup", &none), enosys, "{name}");
         }
     }
