@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, openat2};
 use rustix::io::{Errno, Result};
 use rustix::path::Arg;
 
@@ -14,6 +14,20 @@ pub(crate) enum Links {
     Refused,
     /// Those that stay below the directory; one that leaves is `EXDEV`.
     Inside,
+}
+
+/// Times that change nothing but when something was modified last.
+pub(crate) fn modified(seconds: i64, nanos: i64) -> Timestamps {
+    Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanos,
+        },
+    }
 }
 
 /// The kernel takes no longer path at once.

@@ -286,27 +286,20 @@ async fn what_is_used_stays_and_what_is_not_goes() {
     let used = world
         .stage(&cached, world.tree("used", "own"), &[], &[])
         .await;
+    let come_and_go = async |library: String| {
+        let root = world.tree(&library, "own");
+        let shown = world.stage(&cached, root, &[], &[]).await;
+        shown.remove().await.unwrap();
+    };
     let before = look(used.path());
     for n in 0..4 {
-        let root = world.tree(&format!("library {n}"), "own");
-        world
-            .stage(&cached, root, &[], &[])
-            .await
-            .remove()
-            .await
-            .unwrap();
+        come_and_go(format!("library {n}")).await;
     }
     // The one in use, and of the others one that fits the bound.
     settles(|| world.kept() == 2).await;
     assert_eq!(look(used.path()), before);
     used.remove().await.unwrap();
-    let root = world.tree("the last", "own");
-    world
-        .stage(&cached, root, &[], &[])
-        .await
-        .remove()
-        .await
-        .unwrap();
+    come_and_go("the last".to_owned()).await;
     settles(|| world.kept() == 1).await;
 }
 

@@ -19,7 +19,8 @@ use prost_types::Any;
 
 pub use ending::Ending;
 pub use live::LiveOutput;
-pub use platform::{Strategies, Strategy};
+pub use platform::{INPUT_REPORT, Strategies, Strategy};
+pub use report::NAME as INPUT_REPORT_LOG;
 pub use runner::{Progress, Runner, RunnerParts};
 pub use settings::Settings;
 

@@ -13,7 +13,7 @@ use crate::sandbox::Captured;
 use crate::tree::Tree;
 
 /// Its name among the logs of an action.
-pub(super) const NAME: &str = "input-report";
+pub const NAME: &str = "input-report";
 
 /// Writes it, after the command's end, as a blob of the store. `strategy` is how its inputs were shown.
 pub(super) async fn keep(

@@ -16,6 +16,9 @@
 
 use std::time::Duration;
 
+/// The property that asks for a report of inputs.
+pub const INPUT_REPORT: &str = "boxwright-input-report";
+
 use crate::config::units;
 use crate::reapi::{Digest, DigestFunction};
 use crate::sandbox::RootShape;
@@ -61,7 +64,7 @@ impl Asked {
             "pids" => set(&mut self.pids, at_least_one(number(value)?)?)?,
             "timeout" => set(&mut self.timeout, time(value)?)?,
             "sandbox-profile" => set(&mut self.profile, value.to_owned())?,
-            "boxwright-input-report" => set(&mut self.input_report, yes_no(value)?)?,
+            INPUT_REPORT => set(&mut self.input_report, yes_no(value)?)?,
             _ => return Ok(false),
         }
         Ok(true)

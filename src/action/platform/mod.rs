@@ -13,6 +13,7 @@ mod demand;
 pub(super) mod read_only;
 mod strategy;
 
+pub use asked::INPUT_REPORT;
 pub(super) use demand::Demand;
 pub use strategy::{Strategies, Strategy};
 

@@ -4,21 +4,18 @@ use std::io::Write;
 use std::path::Path;
 
 use super::super::exit::{Exit, Failure, printable};
+use crate::action::INPUT_REPORT_LOG;
 use crate::cas::{BlobSource, CasError};
 use crate::reapi::any::unpack;
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction};
-
-/// The property that asks for the report, and the name under which it comes.
-pub(super) const PROPERTY: &str = "boxwright-input-report";
-const REPORT: &str = "input-report";
 
 /// Says which logs there are, but for the report that has a `place`.
 pub(super) fn tell(response: &re::ExecuteResponse, place: Option<&Path>) {
     let mut logs: Vec<_> = response.server_logs.iter().collect();
     logs.sort_unstable_by_key(|(name, _)| *name);
     for (name, log) in logs {
-        if place.is_some() && name == REPORT {
+        if place.is_some() && name == INPUT_REPORT_LOG {
             continue;
         }
         if let Some(digest) = &log.digest {
@@ -68,7 +65,7 @@ pub(super) async fn write(
 
 /// The report: among the logs, or in the result where a scheduler has no place for logs.
 fn find(response: &re::ExecuteResponse) -> Option<re::LogFile> {
-    if let Some(log) = response.server_logs.get(REPORT) {
+    if let Some(log) = response.server_logs.get(INPUT_REPORT_LOG) {
         return Some(log.clone());
     }
     let metadata = response.result.as_ref()?.execution_metadata.as_ref()?;
@@ -101,7 +98,10 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(find(&in_result), Some(log(1)));
-        let server_logs = [("other".to_owned(), log(2)), (REPORT.to_owned(), log(3))];
+        let server_logs = [
+            ("other".to_owned(), log(2)),
+            (INPUT_REPORT_LOG.to_owned(), log(3)),
+        ];
         let in_logs = re::ExecuteResponse {
             server_logs: server_logs.into(),
             ..in_result

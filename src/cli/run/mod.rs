@@ -195,7 +195,7 @@ impl RunCommand {
         };
         let mut platform = self.platform.clone();
         if self.input_report.is_some() {
-            platform.push((logs::PROPERTY.to_owned(), "true".to_owned()));
+            platform.push((crate::action::INPUT_REPORT.to_owned(), "true".to_owned()));
         }
         let (action, messages) = action::build(
             function,

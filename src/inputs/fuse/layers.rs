@@ -157,16 +157,24 @@ impl Layers {
         let made_ready = mount.then(|| self.mount_over_nothing(&mut layer));
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         cleared?;
-        if let Some(Err(error)) = made_ready {
-            // Nobody waits for it, and the file system may be going. What the attempt has left is not used again.
-            tracing::debug!("cannot make an input root ready: {error}");
-            return Ok(());
+        match made_ready {
+            // Nobody waits for it, and the file system may be going.
+            Some(Err(error)) => tracing::debug!("cannot make an input root ready: {error}"),
+            _ if all < READY => {
+                self.ready.lock().push(layer);
+                return Ok(());
+            }
+            _ => {}
         }
-        if all < READY {
-            self.ready.lock().push(layer);
-            return Ok(());
+        self.remove(&layer)
+    }
+
+    fn remove(&self, layer: &Layer) -> Result<(), InputError> {
+        let below = open(&layer.below)?;
+        for name in ["upper", "work"] {
+            staged::remove_directory(&below, name)?;
         }
-        for path in [&layer.upper(), &layer.work(), &layer.below, &layer.root] {
+        for path in [&layer.below, &layer.root] {
             match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(error) => return Err(failed("remove", path.display())(error)),

@@ -218,9 +218,7 @@ fn file(root: &Subtree, path: &str) -> Option<Wanted> {
     let mut at = root;
     let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
     for name in above.split('/').filter(|name| !name.is_empty()) {
-        let directories = &at.directory.directories;
-        let index = directories.binary_search_by(|d| (*d.name).cmp(name)).ok()?;
-        at = at.children.get(index)?;
+        at = at.child(name)?;
     }
     match entry::at(&at.directory, entry::find(&at.directory, name)?)? {
         Entry::File(index) => {

@@ -45,16 +45,11 @@ impl Recurring {
         let Some(root) = self.subtrees.of(&request.tree, action) else {
             return Vec::new();
         };
-        let ways = request
-            .directories
-            .iter()
-            .map(|path| upper::way(&root, path));
         // What is wrong with one is for the caller to say.
-        let Ok(ways) = ways.collect::<Result<Vec<_>, _>>() else {
+        let Ok(ways) = upper::ways(&root, &request.directories) else {
             return Vec::new();
         };
-        let kept = ways.iter().map(|way| &*way.path);
-        let kept = kept.chain(request.outputs.iter().map(|path| &**path));
+        let kept = upper::kept(&ways, &request.outputs);
         { plan::parts(&root, kept, action).into_iter() }
             .filter(|part| part.subtree.nodes >= least)
             // Whoever collects an output takes it as a whole.

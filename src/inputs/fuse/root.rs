@@ -58,11 +58,7 @@ impl Root {
         behalf: Behalf,
     ) -> Result<Self, InputError> {
         let owner = request.owner.unwrap_or(shared.own);
-        let ways = request
-            .directories
-            .iter()
-            .map(|path| upper::way(&subtree, path));
-        let ways = ways.collect::<Result<Vec<_>, _>>()?;
+        let ways = upper::ways(&subtree, &request.directories)?;
         // A tree that came before is shown as it was then, with all that the kernel knows of it; one that is watched, apart.
         let layer =
             shared
@@ -115,11 +111,7 @@ impl Root {
         }
         let parts = match request.writable {
             true => Vec::new(),
-            false => {
-                let kept = ways.iter().map(|way| &*way.path);
-                let kept = kept.chain(request.outputs.iter().map(|path| &**path));
-                plan::parts(subtree, kept, action)
-            }
+            false => plan::parts(subtree, upper::kept(ways, &request.outputs), action),
         };
         let views = &self.shared.views;
         if let Some(view) = shown.layer.view() {

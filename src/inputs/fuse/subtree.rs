@@ -55,6 +55,13 @@ impl Subtree {
         all
     }
 
+    /// The subdirectory of this name.
+    pub(super) fn child(&self, name: &str) -> Option<&Subtree> {
+        let directories = &self.directory.directories;
+        let index = directories.binary_search_by(|d| (*d.name).cmp(name)).ok()?;
+        self.children.get(index).map(|child| &**child)
+    }
+
     /// An empty directory that is in no tree.
     pub(super) fn nothing(digest: Digest) -> Arc<Self> {
         Arc::new(Subtree {

@@ -8,13 +8,13 @@ use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{CWD, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 
 use super::entry::{self, Entry};
 use super::mounts::failed;
 use super::plan::below;
 use super::subtree::Subtree;
-use crate::beneath::{self, Links};
+use crate::beneath::{self, Links, modified};
 use crate::config::Owner;
 use crate::inputs::InputError;
 use crate::tree::{Directory, Properties, check_name, quote, shown_mode, shown_mtime};
@@ -29,6 +29,17 @@ pub(super) struct Way {
     pub(super) path: String,
     /// How much of it the tree has.
     there: usize,
+}
+
+/// Where all of an action's directories really are.
+pub(super) fn ways(root: &Subtree, paths: &[String]) -> Result<Vec<Way>, InputError> {
+    paths.iter().map(|path| way(root, path)).collect()
+}
+
+/// The paths at which an action's root is its own, and not shared.
+pub(super) fn kept<'w>(ways: &'w [Way], outputs: &'w [String]) -> impl Iterator<Item = &'w str> {
+    let ways = ways.iter().map(|way| &*way.path);
+    ways.chain(outputs.iter().map(|path| &**path))
 }
 
 /// Finds the directory that `path` leads to in the tree, or would if what is lacking were made.
@@ -152,7 +163,7 @@ pub(super) fn prepare(
         for end in ends.chain([way.path.len()]) {
             let path = &way.path[..end];
             let name = path.rsplit('/').next().unwrap_or(path);
-            here = here.and_then(|here| child(here, name));
+            here = here.and_then(|here| here.child(name));
             if !made.insert(path) {
                 continue;
             }
@@ -178,12 +189,6 @@ pub(super) fn prepare(
     time(&top, properties)
 }
 
-fn child<'s>(subtree: &'s Subtree, name: &str) -> Option<&'s Subtree> {
-    let directories = &subtree.directory.directories;
-    let index = directories.binary_search_by(|d| (*d.name).cmp(name)).ok()?;
-    subtree.children.get(index).map(|child| &**child)
-}
-
 fn give(fd: &OwnedFd, path: &str, owner: Owner, mode: u32) -> Result<(), InputError> {
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
     rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(failed("change the owner of", path))?;
@@ -192,15 +197,6 @@ fn give(fd: &OwnedFd, path: &str, owner: Owner, mode: u32) -> Result<(), InputEr
 
 fn time(fd: &OwnedFd, properties: Option<&Properties>) -> Result<(), InputError> {
     let (seconds, nanos) = shown_mtime(properties);
-    let times = Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
-        last_modification: Timespec {
-            tv_sec: seconds,
-            tv_nsec: nanos.into(),
-        },
-    };
-    rustix::fs::futimens(fd, &times).map_err(failed("set the time of", "a directory"))
+    rustix::fs::futimens(fd, &modified(seconds, nanos.into()))
+        .map_err(failed("set the time of", "a directory"))
 }

@@ -2,11 +2,11 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::fs::{Gid, Mode, OFlags, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::{DIRECTORY, InputError, failed};
-use crate::beneath::{self, Links};
+use crate::beneath::{self, Links, modified};
 use crate::config::Owner;
 use crate::tree::{Properties, check_name, quote};
 
@@ -123,14 +123,5 @@ pub(super) fn mode(properties: &Properties) -> Option<Mode> {
 
 pub(super) fn times(properties: &Properties) -> Option<Timestamps> {
     let mtime = properties.mtime?;
-    Some(Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
-        last_modification: Timespec {
-            tv_sec: mtime.seconds,
-            tv_nsec: mtime.nanos.into(),
-        },
-    })
+    Some(modified(mtime.seconds, mtime.nanos.into()))
 }

@@ -299,8 +299,7 @@ impl Walk {
 
 /// Whether a file takes room on a disk, and not in memory.
 fn on_disk(file: &std::path::Path) -> bool {
-    const TMPFS: i64 = 0x0102_1994;
-    statfs(file).is_ok_and(|fs| fs.f_type != TMPFS)
+    statfs(file).is_ok_and(|fs| fs.f_type != libc::TMPFS_MAGIC)
 }
 
 #[cfg(test)]

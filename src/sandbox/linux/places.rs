@@ -5,9 +5,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
+use crate::beneath::modified;
 use crate::config::Owner;
 
 const PLACES: [&str; 3] = ["proc", "dev", "tmp"];
@@ -46,16 +47,7 @@ impl Places {
         if self.made.is_empty() {
             return Ok(());
         }
-        let times = Timestamps {
-            last_access: Timespec {
-                tv_sec: 0,
-                tv_nsec: UTIME_OMIT,
-            },
-            last_modification: Timespec {
-                tv_sec: before.st_mtime,
-                tv_nsec: before.st_mtime_nsec as _,
-            },
-        };
+        let times = modified(before.st_mtime, before.st_mtime_nsec as _);
         rustix::fs::utimensat(&self.root, ".", &times, AtFlags::empty())
     }
 

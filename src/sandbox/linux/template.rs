@@ -328,7 +328,7 @@ impl Building<'_> {
             symlink(target, dev.join(name)).map_err(failed("make link /dev/", name))?;
         }
         if self.told.pts {
-            let at = self.directory("/dev/pts")?;
+            let at = self.directory(PTS)?;
             attach(pts()?.as_fd(), &at)?;
             symlink("pts/ptmx", dev.join("ptmx")).map_err(failed("make link", "/dev/ptmx"))?;
         }
@@ -399,5 +399,5 @@ fn pts() -> Result<OwnedFd, TemplateError> {
         let tame = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, tame)
     };
-    make().map_err(failed("mount", "/dev/pts"))
+    make().map_err(failed("mount", PTS))
 }
