@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use boxwright::action::Ending;
+use boxwright::action::{Ending, Settings};
 use boxwright::reapi::Digest;
 use boxwright::reapi::proto::re;
 use common::{Bench, F, sh};
@@ -150,7 +150,7 @@ async fn a_command_sees_its_inputs_and_leaves_its_outputs() {
 /// The launcher unmounts when it has a moment; until then the kernel lets nobody else have the directories of an overlay.
 #[tokio::test]
 async fn a_root_that_a_launcher_still_holds_is_in_nobodys_way() {
-    let Some(bench) = Bench::fuse_at_full(0x7300_0000) else {
+    let Some(bench) = Bench::fuse_at_full(0x7300_0000, |_| {}) else {
         return;
     };
     for new in [true, false] {
@@ -167,6 +167,24 @@ async fn a_root_that_a_launcher_still_holds_is_in_nobodys_way() {
     let places = bench.dir.path().join("stage/behind/layers");
     let count = std::fs::read_dir(places).unwrap().count();
     assert!(count <= 30, "{count}");
+}
+
+#[tokio::test]
+async fn what_has_no_name_any_more_counts_as_written() {
+    let bound =
+        |settings: &mut Settings| settings.strategies.base.limits.disk_bytes = Some(8 << 20);
+    let Some(bench) = Bench::fuse_at_full(0x7300_0100, bound) else {
+        return;
+    };
+    let root = put(&bench, &[("file", File(b"in"))]);
+    let hidden = "exec 3> big; rm big; head -c 64M /dev/zero >&3; sleep 30";
+    let finished = bench.run(sh(hidden), root).await;
+    let Ending::LimitExceeded(why) = &finished.ending else {
+        panic!("{finished:?}");
+    };
+    assert!(why.contains("disk_bytes"), "{why}");
+    let little = "exec 3> little; rm little; head -c 1M /dev/zero >&3; sleep 1";
+    assert_eq!(bench.run(sh(little), root).await.ending, Ending::Exited(0));
 }
 
 #[tokio::test]

@@ -59,6 +59,16 @@ fn own_mounts() {
     }
 }
 
+/// Gives the test mounts of its own if there can be FUSE file systems in them; says so if not.
+fn ready_for_fuse() -> bool {
+    let possible = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    match possible {
+        true => own_mounts(),
+        false => println!("SKIPPED: needs root and /dev/fuse"),
+    }
+    possible
+}
+
 fn process() -> Arc<dyn Sandbox> {
     let launchers =
         Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), Level::Process, 1).unwrap();
@@ -97,12 +107,7 @@ impl Bench {
         learnt: Option<&Path>,
         change: impl FnOnce(&mut Settings),
     ) -> Option<Self> {
-        let possible = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-        if !possible {
-            println!("SKIPPED: needs root and /dev/fuse");
-            return None;
-        }
-        own_mounts();
+        ready_for_fuse().then_some(())?;
         let inputs = |cas: &Cas, dir: &Path| -> Arc<dyn InputRoots> {
             if let Some(learnt) = learnt {
                 std::fs::copy(learnt, dir.with_file_name("input-profiles")).unwrap();
@@ -113,13 +118,8 @@ impl Bench {
     }
 
     /// The same at level full, where a launcher holds a root for a while after its action has ended.
-    pub(crate) fn fuse_at_full(first_uid: u32) -> Option<Self> {
-        let possible = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-        if !possible {
-            println!("SKIPPED: needs root and /dev/fuse");
-            return None;
-        }
-        own_mounts();
+    pub(crate) fn fuse_at_full(first_uid: u32, change: impl FnOnce(&mut Settings)) -> Option<Self> {
+        ready_for_fuse().then_some(())?;
         let roots = tempfile::tempdir().unwrap();
         let launchers =
             Launchers::start_from(env!("CARGO_BIN_EXE_boxwright"), Level::Full, 1).unwrap();
@@ -133,7 +133,7 @@ impl Bench {
         let inputs = |cas: &Cas, dir: &Path| -> Arc<dyn InputRoots> {
             Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
         };
-        Some(Bench::with_all(full, inputs, None, |_| {}))
+        Some(Bench::with_all(full, inputs, None, change))
     }
 
     /// With a sandbox of another kind.

@@ -137,3 +137,15 @@ async fn exempt_time_does_not_count_towards_the_timeout() {
     let little = Exempt::new(|| Duration::from_millis(50));
     assert_eq!(allowed(little).await, End::TimedOut);
 }
+
+/// The kernel counts these for whoever made the namespaces, too.
+#[tokio::test]
+async fn what_is_counted_for_the_daemons_user_is_bounded() {
+    let bed = Bed::new();
+    let script = "cd /proc/sys/user; cat max_inotify_instances max_inotify_watches; \
+                  grep -o 'pending signals *[0-9]* *[0-9]*' /proc/self/limits | tr -s ' '";
+    assert_eq!(
+        bed.says(bed.shell(script)).await,
+        "32\n65536\npending signals 1024 1024\n"
+    );
+}

@@ -3,9 +3,11 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
-use boxwright::sandbox::{End, Identity, RootShape, View};
+use boxwright::sandbox::linux::profile::Profiles;
+use boxwright::sandbox::linux::{FullConfig, FullSandbox};
+use boxwright::sandbox::{End, Identity, Launchers, Level, RootShape, View};
 
-use super::bed::{Bed, is_root, text};
+use super::bed::{Bed, is_root, launcher_executable, text, unused_id};
 
 /// A static shell, for input roots that are roots.
 const BUSYBOX: &str = "/bin/busybox";
@@ -335,4 +337,21 @@ async fn its_output_can_be_opened_by_name() {
     let outcome = bed.run(bed.shell(script)).await;
     assert_eq!(outcome.end, End::Exited(0));
     assert_eq!(bed.says(bed.shell(script)).await, "out\nmore\n");
+}
+
+#[tokio::test]
+async fn what_the_daemon_keeps_is_never_below_what_commands_are_shown() {
+    let launchers = Launchers::start_from(launcher_executable(), Level::Full, 1).unwrap();
+    let config = FullConfig {
+        profiles: Profiles::load(None).unwrap(),
+        first_uid: unused_id(),
+        roots: "/usr/share".into(),
+        namespace: None,
+    };
+    let sandbox = FullSandbox::new(launchers, config).unwrap();
+    let refused = sandbox.prepare().await.unwrap_err().to_string();
+    assert!(
+        refused.contains("commands are shown /usr of the host, and /usr/share lies below it"),
+        "{refused}"
+    );
 }

@@ -299,6 +299,18 @@ mod tests {
     }
 
     #[test]
+    fn other_users_of_the_host_cannot_read_it() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("ac");
+        // As an earlier release made it.
+        fs::create_dir(&directory).unwrap();
+        fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
+        ActionCache::open(&directory, 10, store(root.path())).unwrap();
+        let mode = fs::metadata(&directory).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
     fn a_damaged_entry_is_a_miss() {
         let root = tempfile::tempdir().unwrap();
         let cache = ActionCache::open(&root.path().join("ac"), 10, store(root.path())).unwrap();
