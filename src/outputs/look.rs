@@ -1,6 +1,7 @@
 //! What is at the declared paths, before anything is touched.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 use rustix::io::Errno;
@@ -106,8 +107,9 @@ fn examine_layers(
     if let Some(upper) = &place.upper {
         match rustix::fs::statat(upper, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if walk.tree().is_some() && overlay::is_whiteout(&stat) => return Ok(None),
+            Ok(stat) => return thing(upper, name, path, stat).map(Some),
             Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
-            _ => return examine(upper, name, path),
+            Err(error) => return Err(unreachable(error, path)),
         }
     }
     let lower = walk.tree().zip(place.lower);
@@ -120,30 +122,17 @@ fn examine_layers(
         }))
 }
 
-fn examine(
-    directory: &std::os::fd::OwnedFd,
-    name: &str,
-    path: &str,
-) -> Result<Option<Thing>, OutputError> {
-    let stat = match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => stat,
-        Err(Errno::NOENT | Errno::NAMETOOLONG) => return Ok(None),
-        Err(error) => return Err(unreachable(error, path)),
-    };
-    Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
+fn thing(directory: &OwnedFd, name: &str, path: &str, stat: Stat) -> Result<Thing, OutputError> {
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Thing::File(Box::new(stat)),
         FileType::Directory => Thing::Directory,
         FileType::Symlink => Thing::Symlink(target(directory, name, path)?),
         _ => return Err(refused(path, special(&stat))),
-    }))
+    })
 }
 
 /// A symbolic link's target, as it is.
-pub(super) fn target(
-    directory: &std::os::fd::OwnedFd,
-    name: &str,
-    path: &str,
-) -> Result<String, OutputError> {
+pub(super) fn target(directory: &OwnedFd, name: &str, path: &str) -> Result<String, OutputError> {
     let target = rustix::fs::readlinkat(directory, name, Vec::new())
         .map_err(failed("read symbolic link", path))?;
     String::from_utf8(target.into_bytes()).map_err(|error| {

@@ -7,6 +7,7 @@
 //! [`Digest::from_proto`], and is well formed from then on.
 
 use std::fmt;
+use std::hash::Hash;
 use std::str::FromStr;
 
 use sha2::Digest as _;
@@ -145,7 +146,7 @@ impl Hasher {
 }
 
 /// The name of a blob.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest {
     hash: [u8; 32],
     size: u64,
@@ -273,6 +274,18 @@ impl Digest {
             text.push(DIGITS[usize::from(byte & 15)].into());
         }
         text
+    }
+}
+
+/// In one piece: tables of digests are asked several times for each blob. All of it, for digests that nobody computed come
+/// from outside, and could else be chosen to be alike.
+impl Hash for Digest {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        let mut all = [0; 40];
+        let (hash, size) = all.split_at_mut(32);
+        hash.copy_from_slice(&self.hash);
+        size.copy_from_slice(&self.size.to_le_bytes());
+        state.write(&all);
     }
 }
 

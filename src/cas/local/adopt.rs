@@ -19,7 +19,6 @@ use rustix::io::Errno;
 
 use super::claim::Claim;
 use super::index::disk_size;
-use super::layout::is_ours;
 use super::lease::{Writers, writers};
 use super::names::{BlobName, Kind};
 use super::temp::TempFile;
@@ -92,7 +91,7 @@ impl LocalStore {
         let ours = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
             && stat.st_nlink == 1
             && stat.st_dev == self.layout.device
-            && own(file, &stat, Kind::of(executable))?;
+            && self.own(file, &stat, Kind::of(executable))?;
         let whole = ours
             && match writers(file) {
                 Writers::None => true,
@@ -153,7 +152,7 @@ impl LocalStore {
             });
             self.index.lock().adopting -= disk_bytes;
             match renamed {
-                Ok(()) => return self.same_file(&mut claim, kind, stat),
+                Ok(()) => return self.same_file(&mut claim, kind, &target, stat),
                 // Another mount of the same file system.
                 Err(Errno::XDEV) => {}
                 Err(e) => return Err(failed("take over", e)),
@@ -164,8 +163,34 @@ impl LocalStore {
         remove().map_err(|e| failed("remove", e))
     }
 
-    fn same_file(&self, claim: &mut Claim<'_>, kind: Kind, wanted: &Stat) -> Result<(), CasError> {
-        let name = BlobName::new(claim.digest, kind);
+    /// Makes the file ours with the mode of a blob; `false` if it cannot be made ours.
+    fn own(&self, file: BorrowedFd<'_>, stat: &Stat, kind: Kind) -> Result<bool, CasError> {
+        if !self.layout.owns(stat) {
+            let (user, group) = self.layout.owner;
+            match rustix::fs::fchown(file, Some(user), Some(group)) {
+                Ok(()) => {}
+                Err(Errno::PERM) => return Ok(false),
+                Err(e) => return Err(disk("take ownership of", "an output", e)),
+            }
+        }
+        // After the owner: changing that clears set-user-id bits, but not always.
+        if Mode::from_raw_mode(stat.st_mode) != kind.mode() {
+            match rustix::fs::fchmod(file, kind.mode()) {
+                Ok(()) => {}
+                Err(Errno::PERM) => return Ok(false),
+                Err(e) => return Err(disk("set the mode of", "an output", e)),
+            }
+        }
+        Ok(true)
+    }
+
+    fn same_file(
+        &self,
+        claim: &mut Claim<'_>,
+        kind: Kind,
+        name: &BlobName,
+        wanted: &Stat,
+    ) -> Result<(), CasError> {
         let blobs = self.layout.blobs(claim.digest.function(), false);
         let found = rustix::fs::statat(blobs, name.path(), AtFlags::SYMLINK_NOFOLLOW);
         if found.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (wanted.st_dev, wanted.st_ino)) {
@@ -217,25 +242,4 @@ impl LocalStore {
         }
         temp.publish(claim)
     }
-}
-
-/// Makes the file ours with the mode of a blob; `false` if it cannot be made ours.
-fn own(file: BorrowedFd<'_>, stat: &Stat, kind: Kind) -> Result<bool, CasError> {
-    if !is_ours(stat) {
-        let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-        match rustix::fs::fchown(file, Some(user), Some(group)) {
-            Ok(()) => {}
-            Err(Errno::PERM) => return Ok(false),
-            Err(e) => return Err(disk("take ownership of", "an output", e)),
-        }
-    }
-    // After the owner: changing that clears set-user-id bits, but not always.
-    if Mode::from_raw_mode(stat.st_mode) != kind.mode() {
-        match rustix::fs::fchmod(file, kind.mode()) {
-            Ok(()) => {}
-            Err(Errno::PERM) => return Ok(false),
-            Err(e) => return Err(disk("set the mode of", "an output", e)),
-        }
-    }
-    Ok(true)
 }

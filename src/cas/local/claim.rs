@@ -5,6 +5,8 @@
 
 use std::ops::Deref;
 
+use parking_lot::MutexGuard;
+
 use super::index::{Files, Index, Slot};
 use super::names::Kind;
 use super::room::Reservation;
@@ -54,17 +56,24 @@ impl Drop for Claim<'_> {
 impl LocalStore {
     /// Waits for the digest's claim. Nobody who holds one waits for another, so this ends.
     pub(super) fn claim(&self, digest: Digest) -> Result<Claim<'_>, CasError> {
-        let mut index = self.index.lock();
-        loop {
+        self.claim_from(self.index.lock(), digest)
+    }
+
+    fn claim_from(
+        &self,
+        mut index: MutexGuard<'_, Index>,
+        digest: Digest,
+    ) -> Result<Claim<'_>, CasError> {
+        let slot = loop {
             if index.closed {
                 return Err(closed(digest));
             }
             match index.find(digest) {
                 Some(slot) if index.claimed(slot) => self.released.wait(&mut index),
-                _ => break,
+                Some(slot) => break slot,
+                None => break index.insert(digest),
             }
-        }
-        let slot = index.find_or_insert(digest);
+        };
         let files = index.files(slot);
         index.set_claimed(slot, true);
         Ok(Claim {
@@ -78,10 +87,15 @@ impl LocalStore {
 
     /// The claim to a blob that is not here; `None` if it is, which counts as a use.
     pub(super) fn claim_absent(&self, digest: Digest) -> Result<Option<Claim<'_>>, CasError> {
-        if self.lookup(digest)?.is_some() {
-            return Ok(None);
+        let mut index = self.index.lock();
+        if let Some(slot) = index.find(digest) {
+            let files = index.files(slot);
+            if files.any() && !files.unverified() {
+                index.touch(slot);
+                return Ok(None);
+            }
         }
-        let mut claim = self.claim(digest)?;
+        let mut claim = self.claim_from(index, digest)?;
         // It may have come while we waited.
         if claim.files.unverified() {
             self.verify_claimed(&mut claim)?;

@@ -92,8 +92,9 @@ pub(super) type Slot = u32;
 pub(super) struct Index {
     entries: Vec<Entry>,
     buckets: Vec<u32>,
-    /// Random and odd: nobody outside can choose hashes that all meet in one bucket.
-    multiplier: u64,
+    /// Keyed, and of the whole digest: digests come from outside without having been computed, and nobody there can
+    /// choose some that all meet in one bucket.
+    hash: RandomState,
     vacant: u32,
     occupied: usize,
     newest: u32,
@@ -118,7 +119,7 @@ impl Index {
         Index {
             entries: Vec::new(),
             buckets: vec![NONE; 1024],
-            multiplier: RandomState::new().hash_one(0) | 1,
+            hash: RandomState::new(),
             vacant: NONE,
             occupied: 0,
             newest: NONE,
@@ -172,16 +173,13 @@ impl Index {
         self.entry(slot).claimed
     }
 
-    fn bucket(&self, hash: &[u8; 32]) -> usize {
-        let mut first = [0; 8];
-        first.copy_from_slice(&hash[..8]);
-        let mixed = u64::from_le_bytes(first).wrapping_mul(self.multiplier);
-        (mixed >> 32) as usize & (self.buckets.len() - 1)
+    fn bucket(&self, digest: Digest) -> usize {
+        self.hash.hash_one(digest) as usize & (self.buckets.len() - 1)
     }
 
     pub(super) fn find(&self, digest: Digest) -> Option<Slot> {
         let hash = digest.hash();
-        let mut slot = self.buckets[self.bucket(&hash)];
+        let mut slot = self.buckets[self.bucket(digest)];
         while slot != NONE {
             let entry = self.entry(slot);
             if entry.hash == hash
@@ -196,13 +194,18 @@ impl Index {
     }
 
     pub(super) fn find_or_insert(&mut self, digest: Digest) -> Slot {
-        if let Some(slot) = self.find(digest) {
-            return slot;
+        match self.find(digest) {
+            Some(slot) => slot,
+            None => self.insert(digest),
         }
+    }
+
+    /// Takes in a digest that is not in it.
+    pub(super) fn insert(&mut self, digest: Digest) -> Slot {
         if self.occupied >= self.buckets.len() {
             self.grow();
         }
-        let bucket = self.bucket(&digest.hash());
+        let bucket = self.bucket(digest);
         let entry = Entry {
             hash: digest.hash(),
             size: digest.size(),
@@ -245,7 +248,7 @@ impl Index {
         }
         for (slot, vacant) in vacant.into_iter().enumerate() {
             if !vacant {
-                let bucket = self.bucket(&self.entries[slot].hash);
+                let bucket = self.bucket(self.digest(slot as Slot));
                 self.entries[slot].chain = self.buckets[bucket];
                 self.buckets[bucket] = slot as u32;
             }
@@ -273,7 +276,7 @@ impl Index {
     }
 
     fn vacate(&mut self, slot: Slot) {
-        let bucket = self.bucket(&self.entry(slot).hash);
+        let bucket = self.bucket(self.digest(slot));
         let after = self.entry(slot).chain;
         if self.buckets[bucket] == slot {
             self.buckets[bucket] = after;
@@ -419,6 +422,45 @@ mod tests {
             assert_eq!(disk_size(content), disk);
         }
         assert_eq!(disk_size(u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn digests_that_are_alike_meet_in_no_bucket() {
+        let mut index = Index::new();
+        // Alike but for one part of it, which a caller would vary.
+        let alike = (0..1u32 << 14).flat_map(|n| {
+            let at = |place: usize, n: u32| {
+                let mut hash = [0x5a; 32];
+                hash[place..place + 4].copy_from_slice(&n.to_be_bytes());
+                hash
+            };
+            let mut tops = [0x5a; 32];
+            for word in 0..7 {
+                tops[word * 4 + 3] = (n >> (word * 2)) as u8 & 3;
+            }
+            let known = |hash| Digest::new(DigestFunction::Sha256, hash, 1);
+            let sized = Digest::new(DigestFunction::Sha256, [0x5a; 32], u64::from(n) << 20 | 1);
+            [
+                sized,
+                known(at(0, n)),
+                known(at(28, n)),
+                known(at(12, n << 18)),
+                known(tops),
+            ]
+        });
+        for digest in alike {
+            index.pin(digest);
+        }
+        let below = |slot: u32| (slot != NONE).then_some(slot);
+        let longest = index.buckets.iter().map(|&first| {
+            std::iter::successors(below(first), |&slot| below(index.entry(slot).chain)).count()
+        });
+        let longest = longest.max().unwrap();
+        assert!(
+            longest < 24,
+            "{longest} of {} in one bucket",
+            index.occupied
+        );
     }
 
     #[derive(Clone, Debug)]

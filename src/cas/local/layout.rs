@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
 
 use super::names::BlobName;
 use super::{CasError, clear, disk, trust};
@@ -45,6 +46,8 @@ pub(super) struct Layout {
     pub(super) quarantine: OwnedFd,
     /// The device that the store is on.
     pub(super) device: u64,
+    /// Whom blobs belong to: the owner of files that this process makes. It is asked for with each output.
+    pub(super) owner: (Uid, Gid),
     pub(super) top: OwnedFd,
     trusted: [OwnedFd; 2],
     unverified: [OwnedFd; 2],
@@ -96,6 +99,7 @@ impl Layout {
             device: rustix::fs::fstat(&top)
                 .map_err(|e| disk("examine", root.display(), e))?
                 .st_dev,
+            owner: (rustix::process::geteuid(), rustix::process::getegid()),
             lock,
             boot,
             root,
@@ -142,6 +146,11 @@ impl Layout {
     pub(super) fn close(&self) -> io::Result<()> {
         rustix::fs::syncfs(&self.top)?;
         trust::write_clean(&self.top, &self.boot)
+    }
+
+    /// Whether the file belongs to the owner of blobs.
+    pub(super) fn owns(&self, stat: &rustix::fs::Stat) -> bool {
+        stat.st_uid == self.owner.0.as_raw()
     }
 
     fn empty(&self, name: &str, folder: impl AsFd) -> Result<(), CasError> {
@@ -293,9 +302,4 @@ pub(super) fn make_folder(top: &OwnedFd, path: &str, mode: u32) -> io::Result<Ow
     };
     set_mode(&folder, mode)?;
     Ok(folder)
-}
-
-/// Whether the file belongs to the owner of files that this process makes.
-pub(super) fn is_ours(stat: &rustix::fs::Stat) -> bool {
-    stat.st_uid == rustix::process::geteuid().as_raw()
 }

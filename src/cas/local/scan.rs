@@ -11,9 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, Stat};
+use rustix::process::{Gid, Uid};
 
 use super::index::{Index, Slot};
-use super::layout::{Layout, is_ours};
+use super::layout::Layout;
 use super::names::{self, Kind};
 use super::quarantine::Quarantine;
 use super::{CasError, clear, disk};
@@ -156,9 +157,9 @@ impl Scan<'_> {
                 rustix::fs::unlinkat(folder, name, AtFlags::empty())?;
                 continue;
             }
-            if Mode::from_raw_mode(stat.st_mode) != kind.mode() || !is_ours(&stat) {
+            if Mode::from_raw_mode(stat.st_mode) != kind.mode() || !self.layout.owns(&stat) {
                 // Somebody could write to it. It may come back when it has been hashed.
-                let moved = repair(folder, name, kind).and_then(|()| {
+                let moved = repair(folder, name, kind, self.layout.owner).and_then(|()| {
                     let to = self.layout.blobs(function, true);
                     let file = names::BlobName::new(digest, kind);
                     self.layout.in_shard(to, &file, || {
@@ -227,14 +228,14 @@ fn shard<'n>(blobs: BorrowedFd<'_>, name: &'n CStr) -> Option<(&'n str, OwnedFd)
 
 /// Gives a file the owner and the mode of a blob. Only the daemon can reach it here, so nothing
 /// can take its place between the calls.
-fn repair(folder: &OwnedFd, name: &CStr, kind: Kind) -> rustix::io::Result<()> {
-    rustix::fs::chownat(
-        folder,
-        name,
-        Some(rustix::process::geteuid()),
-        Some(rustix::process::getegid()),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?;
+fn repair(
+    folder: &OwnedFd,
+    name: &CStr,
+    kind: Kind,
+    (user, group): (Uid, Gid),
+) -> rustix::io::Result<()> {
+    let not_through_links = AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::chownat(folder, name, Some(user), Some(group), not_through_links)?;
     rustix::fs::chmodat(folder, name, kind.mode(), AtFlags::empty())
 }
 
