@@ -276,6 +276,35 @@ fn a_size_beyond_reason_is_refused_before_anything_is_taken() {
 }
 
 #[test]
+fn a_size_that_is_only_claimed_evicts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(StoreConfig {
+        high_water: 64 << 20,
+        low_water: 60 << 20,
+        ..config(dir.path())
+    });
+    let store = store.unwrap();
+    for n in 0..50 {
+        put(&store, n, 1 << 20);
+    }
+    let (digest, data) = blob(100, 60 << 20);
+    let mut writer = store.writer(digest, false).unwrap();
+    writer.write(&data[..300_000]).unwrap();
+    assert_eq!(store.usage().blobs, 50);
+    // What does come has its room.
+    for piece in data[300_000..].chunks(1 << 20) {
+        writer.write(piece).unwrap();
+    }
+    assert!(store.usage().blobs < 10, "{:?}", store.usage());
+    writer.commit().unwrap();
+    assert_eq!(
+        store.usage().disk,
+        store.usage().blobs * (1 << 20) + (59 << 20)
+    );
+    assert!(store.usage().disk <= 64 << 20);
+}
+
+#[test]
 fn pieces_become_the_blob() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
@@ -951,18 +980,45 @@ fn the_floor_counts_what_was_promised_and_not_what_is_taken_over() {
     let mut config = config(&mounted.path().join("store"));
     config.free_floor = 2 << 20;
     let store = LocalStore::open(config).unwrap();
-    // Both are promised room before either has a byte on disk; 8 MiB have no room for both and the floor.
-    let first = store.writer(blob(1, 4 << 20).0, false).unwrap();
-    let (digest, data) = blob(2, 4 << 20);
-    let second = store.writer(digest, false);
-    assert!(matches!(second, Err(CasError::Full { .. })));
-    drop(first);
-    drop(store.writer(digest, false).unwrap());
+    // Both come at the same time; 8 MiB have no room for both and the floor.
+    let ((one, one_data), (two, two_data)) = (blob(1, 4 << 20), blob(2, 4 << 20));
+    let free = || {
+        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    let mut first = store.writer(one, false).unwrap();
+    let mut second = Some(store.writer(two, false).unwrap());
+    let mut came = 0;
+    for (a, b) in one_data.chunks(64 << 10).zip(two_data.chunks(64 << 10)) {
+        let refused = first.write(a).err();
+        // What the other was promised is not given twice.
+        if let Some(error) = refused {
+            assert!(matches!(error, CasError::Full { .. }), "{error}");
+            second = None;
+            first.write(a).unwrap();
+        }
+        if let Some(other) = &mut second {
+            match other.write(b) {
+                Ok(()) => came += b.len(),
+                Err(error) => {
+                    assert!(matches!(error, CasError::Full { .. }), "{error}");
+                    second = None;
+                }
+            }
+        }
+        assert!(free() >= 2 << 20, "{} after {came} of the other", free());
+    }
+    assert!(second.is_none());
+    assert!(came > 1 << 20, "{came}");
+    first.commit().unwrap();
+    let (digest, data) = (two, two_data);
 
     // Less than the floor is free, but a rename takes nothing more.
+    assert!(store.make_room(4 << 20) > 0);
     let output = store.scratch().join("output");
     fs::write(&output, &data).unwrap();
-    fs::write(mounted.path().join("other"), vec![0; 5 << 19]).unwrap();
+    let rest = free() as usize - (3 << 19);
+    fs::write(mounted.path().join("other"), vec![0; rest]).unwrap();
     store.adopt(digest, &output, false).unwrap();
     assert_eq!(store.read(digest, 4 << 20).unwrap().unwrap(), data);
 }

@@ -17,6 +17,10 @@ pub use remote::{RemoteCas, RemoteConfig, on_behalf_of};
 
 use crate::reapi::Digest;
 
+/// The largest window that a zstd frame from outside may ask for, as a power of two: 16 MiB, twice what zstd's level 19
+/// uses. Several frames are unpacked at a time, and each holds its window.
+pub(crate) const MAX_WINDOW_LOG: u32 = 24;
+
 /// Why a blob could not be had or kept.
 #[derive(Debug, thiserror::Error)]
 pub enum CasError {

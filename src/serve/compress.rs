@@ -4,8 +4,8 @@ use std::io;
 
 use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
 
-/// The largest window that an incoming frame may ask for, as a power of two: 16 MiB, twice what zstd's level 19 uses.
-const MAX_WINDOW_LOG: u32 = 24;
+use crate::cas::MAX_WINDOW_LOG;
+
 /// Bytes that are unpacked at a time.
 const STEP: usize = 128 << 10;
 /// Links are fast and both ends are busy: the cheapest level.

@@ -146,11 +146,11 @@ impl LocalStore {
         if sealed.whole {
             let target = BlobName::new(digest, kind);
             let blobs = self.layout.blobs(digest.function(), false);
-            self.index.lock().adopting += disk_bytes;
+            self.index.lock().promised.written += disk_bytes;
             let renamed = self.layout.in_shard(blobs, &target, || {
                 rustix::fs::renameat(dir, name, blobs, target.path())
             });
-            self.index.lock().adopting -= disk_bytes;
+            self.index.lock().promised.written -= disk_bytes;
             match renamed {
                 Ok(()) => return self.same_file(&mut claim, kind, &target, stat),
                 // Another mount of the same file system.

@@ -9,7 +9,7 @@ use parking_lot::MutexGuard;
 
 use super::index::{Files, Index, Slot};
 use super::names::Kind;
-use super::room::Reservation;
+use super::room::{Promised, Reservation};
 use super::{CasError, LocalStore, disk};
 use crate::reapi::Digest;
 
@@ -19,8 +19,8 @@ pub(super) struct Claim<'s> {
     slot: Slot,
     pub(super) digest: Digest,
     pub(super) files: Files,
-    /// Disk bytes promised to what is being made.
-    room: u64,
+    /// To what is being made.
+    room: Promised,
 }
 
 impl Claim<'_> {
@@ -32,7 +32,9 @@ impl Claim<'_> {
     }
     /// Takes over a promise of room: it ends in the same moment in which the new file is counted.
     pub(super) fn charge<S: Deref<Target = LocalStore>>(&mut self, room: Reservation<S>) {
-        self.room += room.surrender();
+        let room = room.surrender();
+        self.room.all += room.all;
+        self.room.written += room.written;
     }
 }
 
@@ -47,7 +49,7 @@ impl Drop for Claim<'_> {
         // In this order: a claimed entry without files is not given back.
         index.set_files(self.slot, files);
         index.set_claimed(self.slot, false);
-        index.reserved = index.reserved.saturating_sub(self.room);
+        index.promised.end(self.room);
         drop(index);
         self.store.released.notify_all();
     }
@@ -81,7 +83,7 @@ impl LocalStore {
             slot,
             digest,
             files,
-            room: 0,
+            room: Promised::default(),
         })
     }
 

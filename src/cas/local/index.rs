@@ -9,6 +9,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use super::StoreUsage;
 use super::names::Kind;
+use super::room::Promised;
 use crate::reapi::{Digest, DigestFunction};
 
 const NONE: u32 = u32::MAX;
@@ -102,10 +103,8 @@ pub(super) struct Index {
     usage: StoreUsage,
     /// Blobs whose files must be hashed before their first use.
     doubtful: usize,
-    /// Disk bytes promised to files that are on their way here.
-    pub(super) reserved: u64,
-    /// Those of them that the file system need not find: the files have them already.
-    pub(super) adopting: u64,
+    /// To files that are on their way here.
+    pub(super) promised: Promised,
     /// Claims held now.
     pub(super) claims: usize,
     /// Whether the store was closed.
@@ -126,8 +125,7 @@ impl Index {
             oldest: NONE,
             usage: StoreUsage::default(),
             doubtful: 0,
-            reserved: 0,
-            adopting: 0,
+            promised: Promised::default(),
             claims: 0,
             closed: false,
             draining: false,
@@ -142,14 +140,9 @@ impl Index {
         self.doubtful
     }
 
-    /// Disk bytes that files being written may still take.
-    pub(super) fn unwritten(&self) -> u64 {
-        self.reserved.saturating_sub(self.adopting)
-    }
-
     /// Disk bytes of all files, also of those that are only promised.
     pub(super) fn taken(&self) -> u64 {
-        self.usage.disk.saturating_add(self.reserved)
+        self.usage.disk.saturating_add(self.promised.all)
     }
 
     fn entry(&self, slot: Slot) -> &Entry {

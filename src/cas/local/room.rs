@@ -30,23 +30,69 @@ pub(super) struct Floor {
 /// Disk bytes promised to a file that is being written; counted as taken until dropped.
 pub(super) struct Reservation<S: Deref<Target = LocalStore>> {
     store: S,
-    bytes: u64,
+    promised: Promised,
+}
+
+/// Disk bytes of a file on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Promised {
+    /// In all.
+    pub(super) all: u64,
+    /// Those of them that the file system need not find any more: the file has them.
+    pub(super) written: u64,
+}
+
+impl Promised {
+    /// Disk bytes that are still to be found.
+    pub(super) fn unwritten(self) -> u64 {
+        self.all.saturating_sub(self.written)
+    }
+
+    /// Takes away what was part of it.
+    pub(super) fn end(&mut self, part: Promised) {
+        self.all = self.all.saturating_sub(part.all);
+        self.written = self.written.saturating_sub(part.written);
+    }
 }
 
 impl<S: Deref<Target = LocalStore>> Reservation<S> {
+    /// Takes in more, evicting what is necessary. After an error it is what it was.
+    pub(super) fn grow(&mut self, by: u64) -> Result<(), CasError> {
+        self.store.keep_to_quota(by)?;
+        self.store.keep_the_floor(by).inspect_err(|_| {
+            let grown = Promised {
+                all: by,
+                written: 0,
+            };
+            self.store.index.lock().promised.end(grown);
+        })?;
+        self.promised.all += by;
+        Ok(())
+    }
+
+    /// Takes note that so many of the promised bytes are on the disk.
+    pub(super) fn written(&mut self, bytes: u64) {
+        let more = bytes.min(self.promised.all - self.promised.written);
+        self.promised.written += more;
+        self.store.index.lock().promised.written += more;
+    }
+
+    /// Disk bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.promised.all
+    }
+
     /// Leaves the promise to the caller, who ends it.
-    pub(super) fn surrender(mut self) -> u64 {
-        std::mem::take(&mut self.bytes)
+    pub(super) fn surrender(mut self) -> Promised {
+        std::mem::take(&mut self.promised)
     }
 }
 
 impl<S: Deref<Target = LocalStore>> Drop for Reservation<S> {
     fn drop(&mut self) {
-        if self.bytes == 0 {
-            return;
+        if self.promised != Promised::default() {
+            self.store.index.lock().promised.end(self.promised);
         }
-        let mut index = self.store.index.lock();
-        index.reserved = index.reserved.saturating_sub(self.bytes);
     }
 }
 
@@ -61,9 +107,25 @@ impl LocalStore {
         store: S,
         size: u64,
     ) -> Result<Reservation<S>, CasError> {
-        let reservation = LocalStore::reserve_quota(store, size)?;
-        reservation.store.keep_the_floor(reservation.bytes)?;
+        let mut reservation = Reservation {
+            store,
+            promised: Promised::default(),
+        };
+        reservation.grow(disk_size(size))?;
         Ok(reservation)
+    }
+
+    /// A promise of nothing, which grows with a file of `size` bytes as that comes: who only says that it comes makes
+    /// nobody's blobs go.
+    pub(super) fn reserve_as_it_comes<S: Deref<Target = LocalStore>>(
+        store: S,
+        size: u64,
+    ) -> Result<Reservation<S>, CasError> {
+        store.fits_at_all(disk_size(size))?;
+        Ok(Reservation {
+            store,
+            promised: Promised::default(),
+        })
     }
 
     /// The same for a file that has its blocks on this file system already: only the quota counts.
@@ -73,7 +135,11 @@ impl LocalStore {
     ) -> Result<Reservation<S>, CasError> {
         let bytes = disk_size(size);
         store.keep_to_quota(bytes)?;
-        Ok(Reservation { store, bytes })
+        let promised = Promised {
+            all: bytes,
+            written: 0,
+        };
+        Ok(Reservation { store, promised })
     }
 
     /// Evicts what was not used for longest, so that about `bytes` more fit on the file system; for those
@@ -84,15 +150,21 @@ impl LocalStore {
         self.evict(disk_size(bytes).saturating_add(some_more))
     }
 
-    /// Evicts until `bytes` more fit below the high water mark, and takes them.
-    pub(super) fn keep_to_quota(&self, bytes: u64) -> Result<(), CasError> {
-        let (high, low) = (self.config.high_water, self.config.low_water);
+    fn fits_at_all(&self, bytes: u64) -> Result<(), CasError> {
+        let high = self.config.high_water;
         if bytes > high {
             return Err(CasError::Full {
                 needed: bytes,
                 why: format!("the whole store may take {high} bytes of disk; raise its size limit"),
             });
         }
+        Ok(())
+    }
+
+    /// Evicts until `bytes` more fit below the high water mark, and takes them.
+    pub(super) fn keep_to_quota(&self, bytes: u64) -> Result<(), CasError> {
+        let (high, low) = (self.config.high_water, self.config.low_water);
+        self.fits_at_all(bytes)?;
         let mut sliced = false;
         let mut index = self.index.lock();
         loop {
@@ -104,7 +176,7 @@ impl LocalStore {
                 index.draining = false;
             }
             if over == 0 && (sliced || !index.draining) {
-                index.reserved = index.reserved.saturating_add(bytes);
+                index.promised.all = index.promised.all.saturating_add(bytes);
                 return Ok(());
             }
             let victims = self.claim_oldest(&mut index, over.max(taken.saturating_sub(low)), SLICE);
@@ -190,7 +262,7 @@ impl LocalStore {
         self.floor.allowed.store(0, Ordering::SeqCst);
         self.floor.promised.store(0, Ordering::SeqCst);
         // All that was promised, not this file alone: the others have not been written either, or not whole.
-        let unwritten = self.index.lock().unwritten().max(bytes);
+        let unwritten = self.index.lock().promised.unwritten().max(bytes);
         let wanted = self.config.free_floor.saturating_add(unwritten);
         let mut free = self.free_space()?;
         // What is evicted may not free anything, if it is open or linked elsewhere: three tries,

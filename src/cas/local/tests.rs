@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use super::room::Promised;
 use super::*;
 
 fn config(root: &Path) -> StoreConfig {
@@ -225,7 +226,7 @@ fn the_floor_of_free_space_is_kept_by_evicting_first() {
     let error = store.put(digest, &data, false).unwrap_err();
     assert!(matches!(&error, CasError::Full { .. }), "{error}");
     assert!(error.to_string().contains("are to stay free"), "{error}");
-    assert_eq!(store.index.lock().reserved, 0);
+    assert_eq!(store.index.lock().promised, Promised::default());
     assert!(!store.contains(digest));
 }
 

@@ -4,6 +4,7 @@
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use super::index::disk_size;
 use super::names::Kind;
 use super::room::Reservation;
 use super::temp::TempFile;
@@ -13,6 +14,9 @@ use crate::reapi::digest::Hasher;
 
 /// Blobs up to this size are gathered in memory.
 const SMALL: u64 = 64 << 10;
+
+/// Room is taken ahead of what has come: as much again, in these bounds.
+const AHEAD: std::ops::RangeInclusive<u64> = (1 << 20)..=(64 << 20);
 
 /// A blob being written; dropped before `commit`, it leaves nothing behind.
 pub struct BlobWriter {
@@ -30,8 +34,8 @@ enum Sink {
 }
 
 impl LocalStore {
-    /// Begins a blob that comes in pieces. Room for all of it is taken at once, so that a blob which
-    /// cannot be kept fails here and not at its end.
+    /// Begins a blob that comes in pieces. One that is larger than the store fails here. Room is taken as it comes: its
+    /// size is what somebody says, and might be all that ever comes.
     pub fn writer(
         self: &Arc<Self>,
         digest: Digest,
@@ -41,7 +45,7 @@ impl LocalStore {
         let sink = if digest.size() <= SMALL {
             Sink::Memory(Vec::new())
         } else {
-            let room = LocalStore::reserve(Arc::clone(self), digest.size())?;
+            let room = LocalStore::reserve_as_it_comes(Arc::clone(self), digest.size())?;
             Sink::File(TempFile::new(Arc::clone(self), digest, kind)?, room)
         };
         Ok(BlobWriter {
@@ -74,11 +78,19 @@ impl BlobWriter {
                 bytes.extend_from_slice(data);
             }
             // At an offset: bytes given again after an error land where they belong.
-            Sink::File(temp, _) => {
+            Sink::File(temp, room) => {
                 let size = data.len() as u64;
+                let taken = room.bytes();
+                if written + size > taken {
+                    let (first, most) = AHEAD.into_inner();
+                    let ahead = taken.clamp(first, most).max(written + size - taken);
+                    let all = disk_size(self.digest.size());
+                    room.grow(disk_size(ahead).min(all - taken))?;
+                }
                 self.store.with_space(size, "write blob", self.digest, || {
                     temp.file.write_all_at(data, written)
                 })?;
+                room.written(size);
             }
         }
         self.hasher.update(data);

@@ -2,7 +2,9 @@
 //! terabytes are refused after as many bytes as were asked for.
 
 use bytes::Bytes;
-use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
+
+use crate::cas::MAX_WINDOW_LOG;
 
 /// Fast and still effective on sources and objects; builds are short of CPU before bandwidth.
 pub(super) const LEVEL: i32 = 1;
@@ -48,8 +50,13 @@ pub(super) struct Unpacker {
 impl Unpacker {
     /// Expects at most `size` bytes to come out.
     pub(super) fn new(size: u64) -> Result<Self, UnpackError> {
+        let malformed = |e: std::io::Error| UnpackError::Malformed(e.to_string());
+        let mut decoder = Decoder::new().map_err(malformed)?;
+        decoder
+            .set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))
+            .map_err(malformed)?;
         Ok(Unpacker {
-            decoder: Decoder::new().map_err(|e| UnpackError::Malformed(e.to_string()))?,
+            decoder,
             left: size,
             size,
         })
@@ -120,6 +127,21 @@ mod tests {
                 prop_assert!(bytes.len() <= 100);
             }
         }
+    }
+
+    #[test]
+    fn a_frame_that_asks_for_a_huge_window_is_refused() {
+        let data = vec![7; 1 << 20];
+        let packed = |window| {
+            let mut encoder = zstd::Encoder::new(Vec::new(), LEVEL).unwrap();
+            encoder.long_distance_matching(true).unwrap();
+            encoder.window_log(window).unwrap();
+            std::io::Write::write_all(&mut encoder, &data).unwrap();
+            encoder.finish().unwrap()
+        };
+        assert_eq!(unpack(&packed(MAX_WINDOW_LOG), 1 << 20).unwrap(), data);
+        let error = unpack(&packed(MAX_WINDOW_LOG + 3), 1 << 20).unwrap_err();
+        assert!(matches!(error, UnpackError::Malformed(_)), "{error:?}");
     }
 
     #[test]
