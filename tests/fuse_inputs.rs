@@ -269,6 +269,42 @@ async fn outputs_among_inputs_are_merged_replaced_and_removed() {
 }
 
 #[tokio::test]
+async fn inputs_of_equal_content_are_files_of_their_own() {
+    let Some(bench) = Bench::fuse(None, |_| {}) else {
+        return;
+    };
+    let root = |own: &[u8]| {
+        put(
+            &bench,
+            &[
+                ("a", File(b"same\n")),
+                ("b", File(b"same\n")),
+                (
+                    "sub",
+                    Dir(&[("c", File(b"same\n")), ("d", File(b"same\n"))]),
+                ),
+                ("link-1", Link("a")),
+                ("link-2", Link("a")),
+                ("own", File(own)),
+            ],
+        )
+    };
+    // All of them are known to the kernel when one of them changes.
+    let script = "set -e; cat a b sub/c sub/d link-1 link-2 > /dev/null; echo more >> a; cat b sub/c sub/d; \
+                  chmod 600 sub/c; stat -c %a b sub/d; mv sub/c b; cat b; test ! -e sub/c; mv link-1 link-2; test ! -e link-1; \
+                  cat a link-2";
+    for own in [b"1\n", b"2\n"] {
+        let command = outputs(&["made", "sub/made"], script);
+        let finished = bench.run(command, root(own)).await;
+        assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+        assert_eq!(
+            String::from_utf8_lossy(&finished.result.unwrap().stdout_raw),
+            "same\nsame\nsame\n644\n644\nsame\nsame\nmore\nsame\nmore\n"
+        );
+    }
+}
+
+#[tokio::test]
 async fn an_output_that_is_an_untouched_input_costs_no_read() {
     let Some(bench) = Bench::fuse(None, |_| {}) else {
         return;

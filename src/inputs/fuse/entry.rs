@@ -93,13 +93,8 @@ pub(super) fn find(directory: &Directory, name: &str) -> Option<usize> {
     Some(directories.len() + files.len() + n)
 }
 
-/// What a file or link looks like; `None` for a directory.
-pub(super) fn leaf(
-    directory: &Directory,
-    entry: Entry,
-    owner: Owner,
-    place: Option<(NodeId, usize)>,
-) -> Option<Look> {
+/// What a file or link looks like, wherever it is; `None` for a directory.
+pub(super) fn leaf(directory: &Directory, entry: Entry, owner: Owner) -> Option<Look> {
     let (content, mode, properties) = match entry {
         Entry::Directory(_) => return None,
         Entry::File(n) => {
@@ -120,7 +115,7 @@ pub(super) fn leaf(
         mode,
         mtime: shown_mtime(properties),
         owner: (owner.uid, owner.gid),
-        place,
+        place: None,
     })
 }
 

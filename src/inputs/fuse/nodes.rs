@@ -8,10 +8,11 @@
 //!
 //! Everything but the content of files is answered from decoded Directory messages in memory. A directory has a number
 //! of its own on each path: under a shared one the kernel would move it from path to path. A file has the same number
-//! wherever it has the same content, mode and time, so that the kernel keeps its pages once. Numbers are never used
+//! in all views where it has the same content, mode and time, so that the kernel keeps its pages once; but no two paths of one
+//! view have the same, for an overlay takes them for one file, and who writes to one would change the other. Numbers are never used
 //! again. What the kernel knows is counted, so that a node goes when the kernel has forgotten it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -56,9 +57,21 @@ pub(super) struct View {
     owner: Owner,
     /// Names that the kernel was told of, and may still know.
     told: AtomicU64,
+    /// Of what looks like this, one path has the number that all views share.
+    shared: Mutex<HashSet<Arc<Look>>>,
 }
 
 impl View {
+    fn new(name: String, root: Arc<Subtree>, owner: Owner) -> Arc<Self> {
+        Arc::new(View {
+            name,
+            root,
+            owner,
+            told: AtomicU64::new(0),
+            shared: Mutex::default(),
+        })
+    }
+
     /// A bound of how many names below it the kernel keeps.
     pub(super) fn told(&self) -> u64 {
         self.told.load(Ordering::Relaxed)
@@ -78,7 +91,6 @@ enum What {
 }
 
 /// A directory at its place.
-#[derive(Clone)]
 struct Place {
     view: Arc<View>,
     subtree: Arc<Subtree>,
@@ -86,6 +98,22 @@ struct Place {
     /// Which of its parent's subdirectories it is; `None` for the root of a view.
     index: Option<u32>,
     children: HashMap<u32, NodeId>,
+    /// Its files and links of which the kernel was told, by their places in the listing; with their looks if their number is one that views
+    /// share.
+    leaves: HashMap<u32, Option<Arc<Look>>>,
+}
+
+impl Place {
+    fn new(view: Arc<View>, subtree: Arc<Subtree>, parent: NodeId, index: Option<u32>) -> Self {
+        Place {
+            view,
+            subtree,
+            parent,
+            index,
+            children: HashMap::new(),
+            leaves: HashMap::new(),
+        }
+    }
 }
 
 /// What a directory holds, as of now.
@@ -124,20 +152,8 @@ impl Nodes {
     pub(super) fn of(root: Arc<Subtree>, owner: Owner) -> Self {
         let mut nodes = Nodes::new(owner);
         nodes.plain = true;
-        let view = View {
-            name: String::new(),
-            root: root.clone(),
-            owner,
-            told: AtomicU64::new(0),
-        };
-        let place = Place {
-            view: Arc::new(view),
-            subtree: root,
-            parent: ROOT,
-            index: None,
-            children: HashMap::new(),
-        };
-        let what = What::Directory(place);
+        let view = View::new(String::new(), root.clone(), owner);
+        let what = What::Directory(Place::new(view, root, ROOT, None));
         // Whatever the kernel forgets, never the root.
         let known = u64::MAX / 2;
         let table = nodes.table.get_mut();
@@ -155,22 +171,11 @@ impl Nodes {
 
     /// Shows a tree in `by-digest`, under a name that was never used before.
     pub(super) fn show(&self, name: String, root: Arc<Subtree>, owner: Owner) -> Arc<View> {
-        let view = Arc::new(View {
-            name: name.clone(),
-            root: root.clone(),
-            owner,
-            told: AtomicU64::new(0),
-        });
+        let view = View::new(name.clone(), root.clone(), owner);
         let mut table = self.table.lock();
         let id = table.number();
         table.views.insert(name, id);
-        let place = Place {
-            view: view.clone(),
-            subtree: root,
-            parent: SHARED,
-            index: None,
-            children: HashMap::new(),
-        };
+        let place = Place::new(view.clone(), root, SHARED, None);
         // Once for being on show.
         let node = Node {
             known: 1,
@@ -191,12 +196,7 @@ impl Nodes {
         if place.view.told() > 0 {
             return Err(Errno::BUSY);
         }
-        place.view = Arc::new(View {
-            name: name.to_owned(),
-            root: root.clone(),
-            owner,
-            told: AtomicU64::new(0),
-        });
+        place.view = View::new(name.to_owned(), root.clone(), owner);
         place.subtree = root;
         Ok(())
     }
@@ -350,33 +350,69 @@ impl Table {
         Some(names.join("/"))
     }
 
+    fn place_mut(&mut self, id: NodeId) -> Result<&mut Place, Errno> {
+        match &mut self.nodes.get_mut(&id).ok_or(Errno::NOENT)?.what {
+            What::Directory(place) => Ok(place),
+            What::Leaf(_) => Err(Errno::NOTDIR),
+        }
+    }
+
     /// Tells of the entry at `index` of a directory of a tree.
     fn enter(&mut self, parent: NodeId, index: usize, by_path: bool) -> Result<Attributes, Errno> {
         let place = self.place(parent)?;
-        let (view, subtree) = (place.view.clone(), place.subtree.clone());
-        view.told.fetch_add(1, Ordering::Relaxed);
+        let subtree = place.subtree.clone();
         let id = match entry::at(&subtree.directory, index).ok_or(Errno::NOENT)? {
-            Entry::Directory(index) => {
-                let key = index as u32;
-                match place.children.get(&key) {
-                    Some(&id) => id,
-                    None => {
-                        let below = subtree.children.get(index).ok_or(Errno::IO)?.clone();
-                        self.descend(parent, view, below, key)?
-                    }
+            Entry::Directory(index) => match place.children.get(&(index as u32)) {
+                Some(&id) => id,
+                None => {
+                    let view = place.view.clone();
+                    let below = subtree.children.get(index).ok_or(Errno::IO)?.clone();
+                    self.descend(parent, view, below, index as u32)?
                 }
-            }
-            entry => {
-                let place = by_path.then_some((parent, index));
-                let look = entry::leaf(&subtree.directory, entry, view.owner, place);
-                let look = look.ok_or(Errno::NOENT)?;
-                match self.leaves.get(&look) {
-                    Some(&id) => id,
-                    None => self.leaf(look),
-                }
-            }
+            },
+            entry => self.leaf(parent, index, entry, by_path)?,
         };
         self.tell(id)
+    }
+
+    /// The number of a file or link, which a path keeps as long as its directory is known.
+    fn leaf(
+        &mut self,
+        parent: NodeId,
+        index: usize,
+        entry: Entry,
+        by_path: bool,
+    ) -> Result<NodeId, Errno> {
+        let place = self.place(parent)?;
+        let view = place.view.clone();
+        let key = index as u32;
+        let look = entry::leaf(&place.subtree.directory, entry, view.owner);
+        let mut look = look.ok_or(Errno::NOENT)?;
+        let (new, shared) = match place.leaves.get(&key) {
+            Some(known) => (false, known.is_some()),
+            None => (true, !by_path && !view.shared.lock().contains(&look)),
+        };
+        if !shared {
+            look.place = Some((parent, index));
+        }
+        let (look, id) = match self.leaves.get_key_value(&look) {
+            Some((look, &id)) => (look.clone(), id),
+            None => {
+                let id = self.number();
+                let look = Arc::new(look);
+                self.leaves.insert(look.clone(), id);
+                let what = What::Leaf(look.clone());
+                self.nodes.insert(id, Node { known: 0, what });
+                (look, id)
+            }
+        };
+        if new {
+            view.told.fetch_add(1, Ordering::Relaxed);
+            let look = shared.then_some(look);
+            view.shared.lock().extend(look.clone());
+            self.place_mut(parent)?.leaves.insert(key, look);
+        }
+        Ok(id)
     }
 
     fn descend(
@@ -387,28 +423,11 @@ impl Table {
         index: u32,
     ) -> Result<NodeId, Errno> {
         let id = self.number();
-        let place = Place {
-            view,
-            subtree,
-            parent,
-            index: Some(index),
-            children: HashMap::new(),
-        };
-        let what = What::Directory(place);
+        view.told.fetch_add(1, Ordering::Relaxed);
+        let what = What::Directory(Place::new(view, subtree, parent, Some(index)));
         self.nodes.insert(id, Node { known: 0, what });
-        if let What::Directory(above) = &mut self.nodes.get_mut(&parent).ok_or(Errno::NOENT)?.what {
-            above.children.insert(index, id);
-        }
+        self.place_mut(parent)?.children.insert(index, id);
         Ok(id)
-    }
-
-    fn leaf(&mut self, look: Look) -> NodeId {
-        let id = self.number();
-        let look = Arc::new(look);
-        self.leaves.insert(look.clone(), id);
-        let what = What::Leaf(look);
-        self.nodes.insert(id, Node { known: 0, what });
-        id
     }
 
     fn tell(&mut self, id: NodeId) -> Result<Attributes, Errno> {
@@ -438,17 +457,96 @@ impl Table {
                 self.leaves.remove(&*look);
             }
             Some(What::Directory(place)) => {
-                let Some(index) = place.index else {
-                    return;
-                };
-                place.view.told.fetch_sub(1, Ordering::Relaxed);
-                if let Some(above) = self.nodes.get_mut(&place.parent)
-                    && let What::Directory(above) = &mut above.what
+                {
+                    let mut shared = place.view.shared.lock();
+                    for look in place.leaves.values().flatten() {
+                        shared.remove(look);
+                    }
+                }
+                let names = place.leaves.len() as u64 + u64::from(place.index.is_some());
+                place.view.told.fetch_sub(names, Ordering::Relaxed);
+                if let Some(index) = place.index
+                    && let Ok(above) = self.place_mut(place.parent)
                 {
                     above.children.remove(&index);
                 }
             }
             None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::subtree::tests::{directory, file};
+    use super::*;
+
+    const OWNER: Owner = Owner { uid: 7, gid: 8 };
+
+    fn id(nodes: &Nodes, parent: NodeId, name: &str) -> NodeId {
+        nodes.lookup(parent, name.as_bytes()).unwrap().unwrap().id
+    }
+
+    /// A view of `a`, `b` and `sub/c`, all of the same content, and `other`.
+    fn view(nodes: &Nodes, name: &str) -> (Arc<View>, NodeId) {
+        let sub = directory(&[file("c", b"same")], &[]);
+        let files = [
+            file("a", b"same"),
+            file("b", b"same"),
+            file("other", b"other"),
+        ];
+        let view = nodes.show(name.to_owned(), directory(&files, &[("sub", sub)]), OWNER);
+        (view, id(nodes, SHARED, name))
+    }
+
+    #[test]
+    fn no_two_paths_of_a_view_are_one_file_and_views_share_what_they_can() {
+        let nodes = Nodes::new(OWNER);
+        let (_, first) = view(&nodes, "first");
+        let (_, second) = view(&nodes, "second");
+        let all = |root| {
+            let sub = id(&nodes, root, "sub");
+            let at_root = ["a", "b", "other"].map(|name| id(&nodes, root, name));
+            [at_root[0], at_root[1], at_root[2], id(&nodes, sub, "c")]
+        };
+        let numbers = all(first);
+        assert_eq!(HashSet::from(numbers).len(), 4, "{numbers:?}");
+        assert_eq!(all(first), numbers, "a path keeps its number");
+        let others = all(second);
+        assert_eq!((others[0], others[2]), (numbers[0], numbers[2]));
+        assert_eq!(HashSet::from(others).len(), 4, "{others:?}");
+    }
+
+    #[test]
+    fn a_number_that_the_kernel_forgot_can_be_shared_again() {
+        let nodes = Nodes::new(OWNER);
+        let (view, root) = view(&nodes, "view");
+        let sub = id(&nodes, root, "sub");
+        let shared = id(&nodes, sub, "c");
+        assert_ne!(id(&nodes, root, "a"), shared);
+        nodes.forget(shared, 1);
+        nodes.forget(sub, 1);
+        assert_eq!(view.told(), 1);
+        let again = id(&nodes, root, "b");
+        let sub = id(&nodes, root, "sub");
+        let c = id(&nodes, sub, "c");
+        assert!(again != c && again != id(&nodes, root, "a"));
+    }
+
+    #[test]
+    fn names_are_counted_once_however_often_they_are_looked_up() {
+        let nodes = Nodes::new(OWNER);
+        let (view, root) = view(&nodes, "view");
+        for _ in 0..3 {
+            let sub = id(&nodes, root, "sub");
+            let told = ["a", "b"].map(|name| id(&nodes, root, name));
+            let below = id(&nodes, sub, "c");
+            assert_eq!(view.told(), 4);
+            // What memory is short of goes, and its directory with it.
+            for id in [told[0], told[1], below, sub] {
+                nodes.forget(id, 1);
+            }
+            assert_eq!(view.told(), 2);
         }
     }
 }

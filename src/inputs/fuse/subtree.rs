@@ -272,3 +272,50 @@ fn bytes(directory: &Directory) -> u64 {
     let sizes = directory.files.iter().map(|file| file.digest.size());
     sizes.fold(0, u64::saturating_add)
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::reapi::DigestFunction;
+    use crate::tree::{File, Subdirectory};
+
+    const F: DigestFunction = DigestFunction::Sha256;
+
+    pub(in super::super) fn file(name: &str, content: &[u8]) -> File {
+        File {
+            name: name.into(),
+            digest: F.digest(content),
+            executable: false,
+            properties: None,
+        }
+    }
+
+    /// A directory that no store knows, by names that are sorted.
+    pub(in super::super) fn directory(
+        files: &[File],
+        below: &[(&str, Arc<Subtree>)],
+    ) -> Arc<Subtree> {
+        let directories = below.iter().map(|(name, subtree)| Subdirectory {
+            name: (*name).into(),
+            digest: subtree.digest,
+        });
+        let directory = Directory {
+            files: files.to_vec(),
+            directories: directories.collect(),
+            ..Directory::default()
+        };
+        let digest = F.digest(format!("{directory:?}").as_bytes());
+        let nodes = below.iter().map(|(_, subtree)| subtree.nodes).sum::<u64>();
+        Arc::new(Subtree {
+            directory: Arc::new(directory),
+            children: below.iter().map(|(_, subtree)| subtree.clone()).collect(),
+            digest,
+            nodes: nodes + 1 + files.len() as u64,
+            large: 0,
+            since: 0,
+            whole: AtomicBool::new(true),
+            _pins: None,
+            known: Weak::new(),
+        })
+    }
+}
