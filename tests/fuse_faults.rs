@@ -9,11 +9,11 @@ mod faulty_cas;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boxwright::action::Ending;
+use boxwright::action::{Ending, Finished};
 use boxwright::reapi::Digest;
 use boxwright::reapi::proto::re;
 use bytes::Bytes;
-use common::{Bench, action, sh};
+use common::{Bench, F, action, sh};
 use faulty_cas::{FaultyCas, blob};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -183,6 +183,102 @@ async fn what_nobody_has_is_named_all_of_it() {
     // What is not read is not missed.
     let finished = bench.run(sh("cat here > /dev/null"), root).await;
     assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+}
+
+/// What an ending says is missing, sorted by path.
+fn missing(finished: &Finished) -> Vec<(&str, Digest)> {
+    let Ending::MissingInputs(missing) = &finished.ending else {
+        panic!("{finished:?}")
+    };
+    let mut missing: Vec<_> = missing.iter().map(|m| (&*m.what, m.digest)).collect();
+    missing.sort();
+    missing
+}
+
+#[tokio::test]
+async fn an_input_that_only_the_result_needs_is_missing_all_the_same() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 2, Duration::from_secs(5)) else {
+        return;
+    };
+    let here = cas.put(blob(1, 3000).1);
+    let (gone, lost) = (blob(2, 3000).0, blob(3, 3000).0);
+    let root = root(&bench, &[("gone", gone), ("here", here), ("lost", lost)]);
+    let all = [("input file gone", gone), ("input file lost", lost)];
+    for outputs in [".", "gone"] {
+        let command = re::Command {
+            output_paths: vec![outputs.into()],
+            ..sh("true")
+        };
+        let finished = bench.run(command, root).await;
+        assert_eq!(missing(&finished), all, "{outputs}");
+        assert!(!finished.cacheable && finished.result.is_none());
+    }
+    let nothing = bench.run(sh("true"), root).await;
+    assert_eq!(nothing.ending, Ending::Exited(0));
+}
+
+#[tokio::test]
+async fn what_is_missing_is_found_out_without_fetching_the_rest() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 2, Duration::from_secs(5)) else {
+        return;
+    };
+    let (gone, lost) = (blob(1, 3000).0, blob(2, 3000).0);
+    let there = [cas.put(blob(3, 3000).1), cas.put_pattern(9 << 20)];
+    let files = [
+        ("a", there[0]),
+        ("b", there[1]),
+        ("gone", gone),
+        ("lost", lost),
+    ];
+    let root = root(&bench, &files);
+    let all = [("input file gone", gone), ("input file lost", lost)];
+    // A command that reads one of them, and one that is itself missing.
+    let finished = bench.run(sh("cat gone"), root).await;
+    assert_eq!(missing(&finished), all);
+    let command = F.digest(b"no command");
+    let finished = bench
+        .run_action(action(command, root), CancellationToken::new())
+        .await;
+    let with_it = [all[0], all[1], ("the Command", command)];
+    assert_eq!(missing(&finished), with_it);
+    let sent = cas.state.seen.lock().sent.clone();
+    assert!(
+        there.iter().all(|digest| !sent.contains_key(digest)),
+        "{sent:?}"
+    );
+    assert!(there.iter().all(|digest| !bench.store.contains(*digest)));
+}
+
+#[tokio::test]
+async fn a_cancelled_action_does_not_go_on_looking_for_what_else_is_missing() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 0, Duration::from_secs(60)) else {
+        return;
+    };
+    cas.faults(|faults| {
+        faults.hang.insert("FindMissingBlobs", u32::MAX);
+    });
+    let root = root(
+        &bench,
+        &[("gone", blob(1, 3000).0), ("lost", blob(2, 3000).0)],
+    );
+    let command = bench.put_message(&sh("cat gone; true"));
+    let cancel = CancellationToken::new();
+    let mut running = std::pin::pin!(bench.start(action(command, root), cancel.clone()));
+    let asked = async {
+        while cas.calls("FindMissingBlobs") == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        finished = &mut running => panic!("{finished:?}"),
+        () = asked => {}
+    }
+    cancel.cancel();
+    let finished = tokio::time::timeout(Duration::from_secs(5), running).await;
+    assert_eq!(finished.unwrap().ending, Ending::Cancelled);
 }
 
 #[tokio::test]

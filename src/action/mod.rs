@@ -6,6 +6,7 @@ mod conclude;
 pub mod ending;
 mod isolation;
 mod live;
+mod missing;
 mod paths;
 mod platform;
 mod publish;

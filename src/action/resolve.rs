@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::command::{self, CheckedCommand};
 use super::platform::{self, Demand, read_only};
-use super::{Ending, settings::Settings};
+use super::{Ending, missing, settings::Settings};
 use crate::cas::{Cas, CasError};
 use crate::reapi::proto::re;
 use crate::reapi::status::MissingBlob;
@@ -71,7 +71,7 @@ pub(super) async fn resolve(
     let Some(command) = command.filter(|_| missing.is_empty()) else {
         // The client is told of everything that is missing at once, so that it need not come
         // back once for the Command, once for the directories and once for the files.
-        missing.extend(missing_files(cas, &tree).await?);
+        missing.extend(missing::files(cas, &tree).await?);
         return Err(Ending::MissingInputs(missing));
     };
     let command = re::Command::decode(command)
@@ -112,7 +112,7 @@ async fn merged(
         for blob in &mut missing {
             blob.what = format!("{} of chrootRootDigest {chroot}", blob.what);
         }
-        missing.extend(missing_files(cas, &input).await?);
+        missing.extend(missing::files(cas, &input).await?);
         return Err(Ending::MissingInputs(missing));
     }
     match tree::merge(&input, &base, lease.function, limits) {
@@ -219,26 +219,6 @@ fn timeout(
         .timeout_asked
         .map(|length| (length, "its platform property `timeout`"));
     Ok(bounds.into_iter().chain([property]).flatten().min())
-}
-
-/// Input files that are not in the CAS. Only on the way to a failure: they are fetched to find out,
-/// for the client will upload the rest and come back.
-pub(super) async fn missing_files(cas: &Cas, tree: &Tree) -> Result<Vec<MissingBlob>, Ending> {
-    match cas.fetch(&tree.blobs()).await {
-        Ok(_) => Ok(Vec::new()),
-        Err(CasError::Missing(digests)) => {
-            let mut paths = tree.paths_of(&digests);
-            let describe = |digest| MissingBlob {
-                digest,
-                what: match paths.remove(&digest) {
-                    Some(path) => format!("input file {path}"),
-                    None => "an input file".to_owned(),
-                },
-            };
-            Ok(digests.into_iter().map(describe).collect())
-        }
-        Err(error) => Err(Ending::Infrastructure(error.to_string())),
-    }
 }
 
 /// The class of a failure of the CAS; `what` names a missing blob.

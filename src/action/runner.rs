@@ -13,7 +13,7 @@ use super::publish::{self, Stream};
 use super::report;
 use super::resolve::{self, Resolved};
 use super::usage;
-use super::{Ending, Finished, LiveOutput, ServerLog, Settings};
+use super::{Ending, Finished, LiveOutput, ServerLog, Settings, missing};
 use crate::cas::{self, Cas, Held};
 use crate::config::Owner;
 use crate::inputs::{Beneath, InputError, InputRoots, StageRequest, StagedRoot};
@@ -289,7 +289,8 @@ impl Runner {
             return Err(Ending::Cancelled);
         }
         if let Some(trouble) = staged.trouble() {
-            return Err(self.troubled(trouble, resolved).await);
+            let troubled = self.troubled(trouble, resolved);
+            return or_cancelled(journey.cancel, async { Err(troubled.await) }).await;
         }
         let begun = Instant::now();
         journey.metadata.output_upload_start_timestamp = Some(time::now());
@@ -351,8 +352,11 @@ impl Runner {
             .chain(report.as_ref().and_then(|report| report.digest))
             .collect();
         or_cancelled(journey.cancel, async {
-            let published = self.parts.cas.publish_held(&blobs, &held).await;
-            published.map_err(|e| Ending::Infrastructure(e.to_string()))
+            let cas = &self.parts.cas;
+            match cas.publish_held(&blobs, &held).await {
+                Ok(()) => Ok(()),
+                Err(error) => Err(missing::from_publish(cas, &resolved.tree, error).await),
+            }
         })
         .await?;
         journey.record.publish = begun.elapsed();
@@ -400,15 +404,12 @@ impl Runner {
 
     /// How an action ends whose command could not read an input.
     async fn troubled(&self, trouble: InputError, resolved: &Resolved) -> Ending {
-        let ending = from_inputs(trouble);
-        if let Ending::MissingInputs(met) = &ending
-            && let Ok(all) = resolve::missing_files(&self.parts.cas, &resolved.tree).await
-            && all.len() > met.len()
-        {
-            // It met some; the client is told of all at once.
-            return Ending::MissingInputs(all);
+        match from_inputs(trouble) {
+            Ending::MissingInputs(met) => {
+                missing::with_the_rest(&self.parts.cas, &resolved.tree, met).await
+            }
+            ending => ending,
         }
-        ending
     }
 
     /// The disk work of collecting, on a blocking thread.

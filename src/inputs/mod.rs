@@ -134,7 +134,7 @@ pub trait InputRoots: Send + Sync {
 }
 
 /// Every missing blob with a path under which the tree names it.
-fn named(tree: &Tree, digests: Vec<Digest>) -> Vec<MissingBlob> {
+pub(crate) fn named(tree: &Tree, digests: Vec<Digest>) -> Vec<MissingBlob> {
     let paths = tree.paths_of(&digests);
     let what = |digest| match paths.get(&digest) {
         Some(path) => format!("input file {}", quote::path(path)),

@@ -229,6 +229,17 @@ impl Cas {
         Ok(pins)
     }
 
+    /// Those that are neither here nor in the source, each once; nothing is fetched.
+    pub async fn find_missing(&self, mut digests: Vec<Digest>) -> Result<Vec<Digest>, CasError> {
+        digests.sort_unstable();
+        digests.dedup();
+        let lacking = self.lookup(digests).await?;
+        match &self.source {
+            Some(source) if !lacking.is_empty() => source.find_missing(&lacking).await,
+            _ => Ok(lacking),
+        }
+    }
+
     /// For the content of local blobs that will be published; holds nothing if there is no source to send it to.
     pub fn hold(&self) -> Held {
         match self.source {
