@@ -1,8 +1,15 @@
 //! Every kind of failure of the command line has its code and says what is wrong.
 
+#[path = "common/bots_server.rs"]
+mod bots_server;
+
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use bots_server::{Fault, Server};
+use boxwright::reapi::proto::rw::BotStatus;
 
 fn boxwright(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_boxwright"));
@@ -299,6 +306,32 @@ fn a_state_directory_in_use_is_75_and_an_address_in_use_69() {
     let (code, log) = { first }.stop();
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("drained"), "{log}");
+}
+
+/// Takes as long as a drain waits: half a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_that_the_scheduler_does_not_hear_of_is_69() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let server = Server::start();
+    server.listen(&socket);
+    let remote = format!("unix:{}", socket.display());
+    let mut command = boxwright(&["worker", "--remote", &remote, "--concurrent-jobs", "1"]);
+    command.arg("--state-dir").arg(dir.path().join("state"));
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    server.until("OK", |state| state.heard(BotStatus::Ok)).await;
+    for _ in 0..100 {
+        server.fault(Fault::Delay(Duration::from_secs(3600)));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap())
+        .await
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{log}");
+    assert!(log.contains("without the scheduler's knowledge"), "{log}");
+    assert!(!log.contains("drained"), "{log}");
 }
 
 #[test]

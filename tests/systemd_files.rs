@@ -72,6 +72,8 @@ fn the_unit_delegates_and_does_not_break_the_sandbox() {
     assert_eq!(set("KillMode"), Some("mixed"));
     assert_eq!(set("OOMPolicy"), Some("continue"));
     assert_eq!(set("TasksMax"), Some("infinity"));
+    // Who was told to stop, be it by hand, is not started again because the scheduler did not hear of it.
+    assert_eq!(set("RestartPreventExitStatus"), Some("2 69 77 78"));
     for breaks in [
         "PrivateUsers",
         "RestrictNamespaces",

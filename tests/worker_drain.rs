@@ -416,11 +416,11 @@ async fn a_refusal_for_good_ends_the_worker() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_scheduler_does_not_keep_the_worker_from_stopping() {
+async fn a_dead_scheduler_does_not_keep_the_worker_from_stopping_and_is_told_of() {
     let farm = Farm::slots(1).await;
     farm.submit().await;
     farm.server.kill();
     farm.stop().await;
     farm.stop().await;
-    assert_eq!(farm.end().await, WorkerEnd::Drained);
+    assert_eq!(farm.end().await, WorkerEnd::LeftUnheard { unreported: 1 });
 }

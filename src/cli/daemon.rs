@@ -363,6 +363,19 @@ pub(super) fn ended(end: WorkerEnd) -> super::Done {
             tracing::info!("drained: nothing runs, the scheduler knows that we are gone");
             Ok(std::process::ExitCode::SUCCESS)
         }
+        WorkerEnd::LeftUnheard { unreported } => Err(Failure::new(
+            Exit::Unavailable,
+            format!(
+                "left without the scheduler's knowledge, for it did not answer: {}",
+                match unreported {
+                    0 => "it gives us work until the session expires".to_owned(),
+                    1 => "the end of 1 action was not reported, and is lost. The scheduler gives the action to another worker when \
+                          the session expires".to_owned(),
+                    n => format!("the ends of {n} actions were not reported, and are lost. The scheduler gives the actions to \
+                          other workers when the session expires"),
+                }
+            ),
+        )),
         WorkerEnd::Fatal(why) => Err(Failure::new(Exit::Config, why)),
         WorkerEnd::Aborted => Err(Failure::new(
             Exit::Failed,

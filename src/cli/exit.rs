@@ -7,7 +7,7 @@
 //! | 2 | wrong usage |
 //! | 65 | the server refused the data: action, digest or blob |
 //! | 66 | an input cannot be read |
-//! | 69 | a remote, or an address to listen on, is not available |
+//! | 69 | a remote, or an address to listen on, is not available; `worker`: drained, but the scheduler did not answer |
 //! | 70 | infrastructure failed and nothing is known of the command; or it ran, but was killed, broke a limit or made outputs that cannot be kept |
 //! | 73 | an output cannot be written |
 //! | 74 | reading or writing a stream failed |

@@ -27,7 +27,8 @@ the default. Sizes are written 512, 64K, 50G, 1TiB (counting in 1024s), 3GB (in 
 
 Example: boxwright worker --remote http://build.example:50051 --instance main --platform pool=big --concurrent-jobs 8
 
-Exit codes: 0 drained, 1 stopped at once, 2 wrong usage, 69 not available, 70 the sandbox or another part failed, \
+Exit codes: 0 drained, 1 stopped at once, 2 wrong usage, 69 the scheduler did not answer for as long as a drain \
+waits (results that it has not heard of are lost), 70 the sandbox or another part failed, \
 75 the state directory is in use, 77 permission denied, 78 the configuration is wrong or the scheduler refuses it.")]
 pub(super) struct WorkerCommand {
     #[command(flatten)]

@@ -46,6 +46,9 @@ pub enum Event {
     SessionLost,
     /// The drain is complete: no lease is left, the scheduler knows that we are gone.
     Drained,
+    /// The drain was given up, for the scheduler does not answer: it does not know that we are gone. It has not heard how
+    /// `unreported` leases ended, and gives them to others once our session has expired.
+    LeftUnheard { unreported: usize },
     /// The scheduler refuses us for a reason that waiting does not mend; the text says what to do.
     Fatal(String),
 }
@@ -63,7 +66,7 @@ pub enum Drain {
 /// for the network.
 #[async_trait]
 pub trait Scheduler: Send + Sync {
-    /// The next thing that happens; after `Drained` or `Fatal` there is none.
+    /// The next thing that happens; after `Drained`, `LeftUnheard` or `Fatal` there is none.
     async fn next(&self) -> Event;
     /// News of a running lease: timestamps so far.
     fn progress(&self, lease: &LeaseId, metadata: re::ExecutedActionMetadata);

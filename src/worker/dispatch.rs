@@ -91,6 +91,9 @@ impl Dispatch {
                 tracing::warn!(running, "session lost: what runs is killed");
             }
             Event::Drained => self.over = Some(WorkerEnd::Drained),
+            Event::LeftUnheard { unreported } => {
+                self.over = Some(WorkerEnd::LeftUnheard { unreported });
+            }
             Event::Fatal(text) => {
                 self.slots.forget_all();
                 self.over = Some(WorkerEnd::Fatal(text));

@@ -128,7 +128,7 @@ impl Rwapi {
     }
 
     fn note(&self, note: Note) {
-        // The task ends with Drained or Fatal; after that nobody is left to be told.
+        // The task ends with Drained, LeftUnheard or Fatal; after that nobody is left to be told.
         let _ = self.notes.send(note);
     }
 }

@@ -209,15 +209,17 @@ impl Session {
         }
         if told {
             tracing::info!(bot = %self.bot_id, "drained");
+            self.emit(Event::Drained);
         } else {
+            let unreported = self.leases.len();
             tracing::warn!(
                 bot = %self.bot_id,
-                unreported = self.leases.len(),
+                unreported,
                 "leaving although {} does not answer; it gives our leases to others when the session expires",
                 self.config.endpoint
             );
+            self.emit(Event::LeftUnheard { unreported });
         }
-        self.emit(Event::Drained);
         ControlFlow::Break(())
     }
 
