@@ -141,6 +141,33 @@ async fn killed_at_any_moment() {
     assert!(lost > 0);
 }
 
+/// A signal that was not meant for the command is no end of it.
+#[tokio::test]
+async fn a_killed_init_is_no_end_of_its_command() {
+    let bed = Bed::new();
+    assert_eq!(bed.run(bed.shell("exit 1")).await.end, End::Exited(1));
+    let launcher = children(bed.sandbox.launcher(0).unwrap())[0];
+    let marker = marker();
+    let mut spec = bed.shell(&family(&marker));
+    let (send, mut receive) = mpsc::channel(10);
+    spec.stdout.live = Some(send);
+    let (result, ()) = tokio::join!(bed.try_run(spec), async {
+        assert!(receive.recv().await.is_some());
+        let init = children(launcher)[0];
+        kill(Pid::from_raw(init as i32), Signal::SIGKILL).unwrap();
+    });
+    match result {
+        Err(SandboxError::Launcher { slot: 0, problem }) => {
+            assert!(problem.contains("lost the init"), "{problem}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(marked(&marker), NONE);
+    // What kills the command itself is its end.
+    let killed = bed.run(bed.shell("kill -9 $$")).await;
+    assert_eq!(killed.end, End::Signalled(9));
+}
+
 #[tokio::test]
 async fn between_two_commands_nobody_notices() {
     let bed = Bed::new();

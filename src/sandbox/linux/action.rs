@@ -122,8 +122,13 @@ impl<'a> Actions<'a> {
                 alive = watched.alive;
                 ended.stopped = watched.stopped;
                 ended.usage = watched.usage;
-                // Without a status it was killed with its init.
-                ended.status = told.status().unwrap_or(libc::SIGKILL);
+                match told.status() {
+                    Some(status) => ended.status = status,
+                    // It was killed with its init, by us.
+                    None if watched.stopped => ended.status = libc::SIGKILL,
+                    // By somebody else: how it would have ended nobody knows.
+                    None => ended.failure = Some(failure(Step::Init, 0)),
+                }
             }
             Err(failure) => ended.failure = Some(failure),
         }

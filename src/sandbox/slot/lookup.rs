@@ -131,6 +131,12 @@ pub(in crate::sandbox) fn judge(
         Step::Cgroup => setup("enter the slot's cgroups".into()),
         Step::Landlock => setup("apply the Landlock rules".into()),
         Step::Filter => setup("install the filter of system calls".into()),
+        Step::Init => Err(SandboxError::Launcher {
+            slot,
+            problem: "lost the init of its command, which somebody outside of the sandbox killed, \
+                      and the command with it"
+                .into(),
+        }),
         Step::Request => Err(SandboxError::Launcher {
             slot,
             problem: format!("refused the request: {}", reason(errno)),

@@ -47,6 +47,8 @@ pub(crate) enum Step {
     Landlock,
     /// The filter of system calls.
     Filter,
+    /// The command's init was ended from outside, and took the command with it.
+    Init,
     /// `execve`: all paths were tried, none was there.
     NotFound,
     /// `execve`: the file is there, what it names as its interpreter is not.
@@ -58,7 +60,7 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 19] = [
+    const ALL: [Step; 20] = [
         Step::Request,
         Step::Clone,
         Step::Session,
@@ -74,6 +76,7 @@ impl Step {
         Step::Cgroup,
         Step::Landlock,
         Step::Filter,
+        Step::Init,
         Step::NotFound,
         Step::Interpreter,
         Step::Directory,
