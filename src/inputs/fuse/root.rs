@@ -111,7 +111,7 @@ impl Root {
         }
         let parts = match request.writable {
             true => Vec::new(),
-            false => plan::parts(subtree, upper::kept(ways, &request.outputs), action),
+            false => plan::parts(subtree, ways, &request.outputs, action),
         };
         let views = &self.shared.views;
         if let Some(view) = shown.layer.view() {
