@@ -83,6 +83,8 @@ pub enum WorkerEnd {
     Fatal(String),
     /// Stopped three times: what ran was left where it was.
     Aborted,
+    /// Drained, because this process can run no action any more; the text says why. Another one may.
+    Unfit(String),
 }
 
 /// A scheduler, something that runs actions, and slots to run them in.

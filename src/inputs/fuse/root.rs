@@ -208,6 +208,10 @@ impl StagedRoot for Root {
     }
 
     fn trouble(&self) -> Option<InputError> {
+        let recorded = { self.shown.as_ref() }.and_then(|shown| shown.recorded.as_ref());
+        if recorded.map_or(&self.shared.life, Recorded::life).is_over() {
+            return Some(InputError::Ended);
+        }
         let failed = self.watch.failed();
         if failed.is_empty() {
             return None;
