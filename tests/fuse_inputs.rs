@@ -305,6 +305,42 @@ async fn inputs_of_equal_content_are_files_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_directory_that_is_an_output_is_writable_below_whatever_was_there_before() {
+    let Some(bench) = Bench::fuse(None, |_| {}) else {
+        return;
+    };
+    let many: Vec<(String, Vec<u8>)> = (0..120)
+        .map(|n| (format!("f{n:03}"), format!("{n}\n").into_bytes()))
+        .collect();
+    let files: Vec<(&str, Item<'_>)> = { many.iter() }
+        .map(|(name, data)| (&**name, File(data)))
+        .collect();
+    let root = put(
+        &bench,
+        &[(
+            "out",
+            Dir(&[
+                (
+                    "few",
+                    Dir(&[("x", File(b"x")), ("y", File(b"y")), ("z", File(b"z"))]),
+                ),
+                ("many", Dir(&files)),
+            ]),
+        )],
+    );
+    // At once because it is large, and later because it is known: both would be worth sharing.
+    for _ in 0..3 {
+        let script = "echo new > out/few/new && echo new > out/many/new && rm out/many/f000";
+        let finished = bench.run(outputs(&["out"], script), root).await;
+        assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+        let all = flatten(&bench, &finished.result.unwrap().output_directories[0]);
+        assert_eq!(all.get("few/new").map(String::as_str), Some("new\n"));
+        assert_eq!(all.get("many/new").map(String::as_str), Some("new\n"));
+        assert!(!all.contains_key("many/f000") && all.contains_key("many/f001"));
+    }
+}
+
+#[tokio::test]
 async fn an_output_that_is_an_untouched_input_costs_no_read() {
     let Some(bench) = Bench::fuse(None, |_| {}) else {
         return;

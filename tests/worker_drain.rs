@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bots_server::{Fault, Server};
+use bots_server::{Fault, Server, State};
 use boxwright::action::{Ending, Finished};
 use boxwright::config::Endpoint;
+use boxwright::reapi::any::pack;
 use boxwright::reapi::proto::{re, rw};
 use boxwright::scheduler::Lease;
 use boxwright::scheduler::rwapi::{Rwapi, RwapiConfig};
@@ -21,7 +22,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// Actions that end when they are told to.
 #[derive(Default)]
@@ -167,6 +168,16 @@ impl Farm {
         let id = self.server.submit();
         self.actions.running(&id).await;
         id
+    }
+
+    /// Submits an action that equals no other of another number.
+    fn submit_number(&self, number: u8) -> String {
+        let action = re::Action {
+            salt: vec![number].into(),
+            ..Default::default()
+        };
+        self.server
+            .submit_with(Some(pack(&action)), Default::default())
     }
 
     async fn heard(&self, status: rw::BotStatus) {
@@ -373,30 +384,59 @@ async fn failures_of_ours_in_a_row_make_the_worker_unwell_for_a_while() {
     })
     .await;
     let broken = || Ending::Infrastructure("no disk".into());
-    let id = farm.submit().await;
-    farm.actions.end(&id, broken());
-    farm.actions
-        .until("again", |s| s.started.len() == 2 && s.slots.len() == 1)
-        .await;
-    farm.actions.end(&id, broken());
+    let begun = async |actions: usize| {
+        let one_runs = |s: &Running| s.started.len() == actions && s.slots.len() == 1;
+        farm.actions.until("one more runs", one_runs).await;
+        farm.actions.state.lock().started[actions - 1].clone()
+    };
+    for number in [1, 2] {
+        farm.submit_number(number);
+    }
+    for n in [1, 2] {
+        farm.actions.end(&begun(n).await, broken());
+    }
     farm.heard(rw::BotStatus::Unhealthy).await;
     sleep(Duration::from_secs(50)).await;
     assert_eq!(farm.actions.state.lock().started.len(), 2);
     // The recheck: it fails, and the worker is unwell again.
-    farm.actions
-        .until("again", |s| s.started.len() == 3 && s.slots.len() == 1)
-        .await;
-    farm.actions.end(&id, broken());
+    farm.actions.end(&begun(3).await, broken());
     farm.heard(rw::BotStatus::Unhealthy).await;
     sleep(Duration::from_secs(100)).await;
     assert_eq!(farm.actions.state.lock().started.len(), 3);
-    farm.actions
-        .until("again", |s| s.started.len() == 4 && s.slots.len() == 1)
-        .await;
-    farm.actions.end(&id, Ending::Exited(0));
+    for n in [4, 5] {
+        farm.actions.end(&begun(n).await, Ending::Exited(0));
+    }
     let next = farm.submit().await;
     farm.actions.end(&next, Ending::Exited(0));
     assert_eq!(farm.code(&next).await.0, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_action_that_fails_again_and_again_makes_no_worker_unwell() {
+    let farm = Farm::start(Settings {
+        failures: 2,
+        ..Settings::default()
+    })
+    .await;
+    let bad = farm.submit_number(1);
+    for attempt in 1..=5 {
+        farm.actions
+            .until("it is tried", |s| {
+                s.started.len() == attempt && s.slots.len() == 1
+            })
+            .await;
+        let why = format!("no luck, number {attempt}");
+        farm.actions.end(&bad, Ending::Infrastructure(why));
+    }
+    assert_eq!(farm.code(&bad).await.0, Code::Unavailable as i32);
+    let next = farm.submit().await;
+    farm.actions.end(&next, Ending::Exited(0));
+    assert_eq!(farm.code(&next).await.0, 0);
+    let unwell = |s: &State| {
+        let mut told = s.updates.iter().map(|seen| seen.session.status());
+        told.any(|status| status == rw::BotStatus::Unhealthy)
+    };
+    assert!(!farm.server.look(unwell));
 }
 
 #[tokio::test(start_paused = true)]

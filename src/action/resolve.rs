@@ -136,11 +136,8 @@ fn protect(demand: &mut Demand, tree: &Tree) -> Result<(), Ending> {
 
 /// What calls to a remote that are made for this action say of it: what the client said of itself, and which action it is.
 pub(super) fn request_metadata(lease: &Lease) -> re::RequestMetadata {
-    let inline = || Some(lease.function.digest(lease.action.as_ref()?));
     re::RequestMetadata {
-        action_id: (lease.action_digest.or_else(inline))
-            .map(Digest::hash_hex)
-            .unwrap_or_default(),
+        action_id: lease.digest().map(Digest::hash_hex).unwrap_or_default(),
         ..lease.origin.clone().unwrap_or_default()
     }
 }

@@ -474,7 +474,7 @@ fn from_inputs(error: InputError) -> Ending {
     match error {
         InputError::Missing(missing) => Ending::MissingInputs(missing),
         InputError::Directory { .. } => Ending::BadRequest(error.to_string()),
-        InputError::Disk { .. } | InputError::Unreadable { .. } => {
+        InputError::Disk { .. } | InputError::Unreadable { .. } | InputError::Ended => {
             Ending::Infrastructure(error.to_string())
         }
         InputError::Cas(error) => resolve::from_cas(error, |_| "an input file".to_owned()),

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure, of_disk};
@@ -14,6 +15,7 @@ use crate::action::{self, Finished, LiveOutput, Runner, RunnerParts, Strategies,
 use crate::cas::{BlobSource, Cas, LocalStore, StoreConfig};
 use crate::config::units::rough_size;
 use crate::config::{HostConfig, Quota, Settings, StrategyConfig, print};
+use crate::inputs::InputRoots;
 use crate::outputs::OutputLimits;
 use crate::sandbox::{Level, Limits, Named, Sandboxes};
 use crate::scheduler::{Lease, Scheduler};
@@ -116,7 +118,7 @@ pub(super) struct Engine {
     store: Arc<LocalStore>,
     slots: usize,
     levels: Vec<Level>,
-    inputs: &'static str,
+    inputs: Arc<dyn InputRoots>,
 }
 
 impl Engine {
@@ -130,7 +132,6 @@ impl Engine {
     ) -> Result<Self, Failure> {
         let cas = Cas::new(store.clone(), source);
         let inputs = super::inputs::roots(host, &cas, &ground.mounts)?;
-        let shown = inputs.name();
         // A launcher of a daemon without root looks at the directory of the input roots: it must be there.
         let roots = host.state_dir.join(super::inputs::DIRECTORY);
         let namespace = ground.mounts.namespace();
@@ -141,7 +142,7 @@ impl Engine {
         let runner = Runner::new(RunnerParts {
             cas,
             trees: Arc::new(TreeStore::new(TREES)),
-            inputs,
+            inputs: inputs.clone(),
             sandboxes,
             settings,
             worker_name: host.name.clone(),
@@ -153,7 +154,7 @@ impl Engine {
             store,
             slots: host.slots,
             levels,
-            inputs: shown,
+            inputs,
         })
     }
 
@@ -164,15 +165,15 @@ impl Engine {
 
     /// How input trees are shown.
     pub(super) fn inputs(&self) -> &'static str {
-        self.inputs
+        self.inputs.name()
     }
 
-    /// Works for the scheduler until somebody stops it.
+    /// Works for the scheduler until somebody stops it, or no inputs can be shown any more: whoever started it may start another.
     pub(super) async fn work(
         &self,
         scheduler: Arc<dyn Scheduler>,
         stop_after: Option<u64>,
-        stop: tokio::sync::mpsc::Receiver<Stop>,
+        mut stop: mpsc::Receiver<Stop>,
     ) -> WorkerEnd {
         let settings = worker::Settings {
             slots: self.slots,
@@ -180,7 +181,26 @@ impl Engine {
             ..worker::Settings::default()
         };
         let runner: Arc<dyn RunAction> = Arc::new(Slots(self.runner.clone()));
-        Worker::new(scheduler, runner, settings).run(stop).await
+        let (wish, wishes) = mpsc::channel(3);
+        let mut working = std::pin::pin!(Worker::new(scheduler, runner, settings).run(wishes));
+        let mut lost = self.inputs.lost();
+        let mut unfit = None;
+        loop {
+            tokio::select! {
+                end = &mut working => return match unfit {
+                    Some(why) if end == WorkerEnd::Drained => WorkerEnd::Unfit(why),
+                    _ => end,
+                },
+                Some(wanted) = stop.recv() => {
+                    let _ = wish.send(wanted).await;
+                }
+                why = &mut lost, if unfit.is_none() => {
+                    tracing::error!("{why}; this daemon drains and ends");
+                    unfit = Some(why);
+                    let _ = wish.send(Stop::Terminate).await;
+                }
+            }
+        }
     }
 
     /// Leaves everything in order.
@@ -348,7 +368,7 @@ pub(super) fn survive_hangup() -> Result<(), Failure> {
 }
 
 /// SIGTERM and SIGINT, from now on.
-pub(super) fn stops() -> Result<tokio::sync::mpsc::Receiver<Stop>, Failure> {
+pub(super) fn stops() -> Result<mpsc::Receiver<Stop>, Failure> {
     worker::stops().map_err(signals)
 }
 
@@ -377,6 +397,7 @@ pub(super) fn ended(end: WorkerEnd) -> super::Done {
             ),
         )),
         WorkerEnd::Fatal(why) => Err(Failure::new(Exit::Config, why)),
+        WorkerEnd::Unfit(why) => Err(Failure::new(Exit::Software, why)),
         WorkerEnd::Aborted => Err(Failure::new(
             Exit::Failed,
             "stopped at once, as asked for three times; what ran was killed and not reported",

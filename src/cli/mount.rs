@@ -61,7 +61,7 @@ async fn serve(source: Arc<dyn BlobSource>, digest: Digest, dir: &std::path::Pat
     })?;
     let dir = std::path::absolute(dir)
         .map_err(|e| Failure::new(Exit::Usage, format!("{}: {e}", dir.display())))?;
-    let mut mount = TreeMount::new(Cas::new(store, Some(source)), &tree, &dir)
+    let mount = TreeMount::new(Cas::new(store, Some(source)), &tree, &dir)
         .map_err(|error| Failure::new(exit(&error), error))?;
     eprintln!(
         "{digest} is mounted at {}; Ctrl-C unmounts it",

@@ -81,6 +81,11 @@ pub enum InputError {
         /// Why the CAS did not give it.
         why: Arc<CasError>,
     },
+    /// What shows inputs is there no more, and whoever used it was told so by errors.
+    #[error(
+        "the file system of inputs has ended under those who used it; restart the daemon if it does not end by itself"
+    )]
+    Ended,
     /// The CAS failed.
     #[error(transparent)]
     Cas(#[from] CasError),
@@ -131,6 +136,10 @@ pub trait InputRoots: Send + Sync {
     fn name(&self) -> &'static str;
     /// Makes the tree visible. When this returns, every file is there to be read; reading it may mean to fetch it first.
     async fn stage(&self, request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError>;
+    /// Waits until no input root can be shown any more, and says why; for ever where that cannot be.
+    async fn lost(&self) -> String {
+        std::future::pending().await
+    }
 }
 
 /// Every missing blob with a path under which the tree names it.

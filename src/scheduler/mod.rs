@@ -35,6 +35,15 @@ pub struct Lease {
     pub metadata: re::ExecutedActionMetadata,
 }
 
+impl Lease {
+    /// The digest that tells this action from others: as the scheduler told it, or that of the message that came. `None` if
+    /// the lease holds neither.
+    pub fn digest(&self) -> Option<Digest> {
+        let inline = || Some(self.function.digest(self.action.as_ref()?));
+        self.action_digest.or_else(inline)
+    }
+}
+
 /// What happens to a worker.
 #[derive(Debug)]
 pub enum Event {

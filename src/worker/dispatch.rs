@@ -13,7 +13,7 @@ use super::health::{Change, Health};
 use super::slots::{Fate, Running, Slots};
 use super::{RunAction, Settings, Stop, Worker, WorkerEnd};
 use crate::action::{Ending, Finished};
-use crate::scheduler::{Drain, Event, Lease, LeaseId, Scheduler};
+use crate::scheduler::{Drain, Event, Lease, Scheduler};
 
 pub(super) async fn run(worker: Worker, mut stop: mpsc::Receiver<Stop>) -> WorkerEnd {
     let Worker {
@@ -132,6 +132,7 @@ impl Dispatch {
             let cancel = CancellationToken::new();
             let running = Running {
                 lease: lease.id.clone(),
+                action: lease.digest(),
                 slot,
                 fate: Fate::Report,
                 cancel: cancel.clone(),
@@ -158,14 +159,14 @@ impl Dispatch {
         tracing::debug!(lease = %run.lease, slot = run.slot, ending = finished.ending.class(), "slot free");
         match run.fate {
             Fate::Forget => {}
-            Fate::GiveBack => self.report(&run.lease, given_back(finished)),
-            Fate::Report => self.report(&run.lease, finished),
+            Fate::GiveBack => self.report(&run, given_back(finished)),
+            Fate::Report => self.report(&run, finished),
         }
         self.fill();
     }
 
-    fn report(&mut self, lease: &LeaseId, finished: Finished) {
-        match self.health.ended(&finished.ending) {
+    fn report(&mut self, run: &Running, finished: Finished) {
+        match self.health.ended(run.action, &finished.ending) {
             Change::None => {}
             Change::Unwell(why) => {
                 tracing::error!("taking no more actions for now: {why}");
@@ -176,7 +177,7 @@ impl Dispatch {
                 self.scheduler.health(None);
             }
         }
-        self.scheduler.complete(lease, finished);
+        self.scheduler.complete(&run.lease, finished);
     }
 
     fn recheck(&mut self) {

@@ -46,7 +46,7 @@ pub struct Settings {
     pub slots: usize,
     /// Drain by itself once this many leases were taken.
     pub stop_after: Option<u64>,
-    /// How many actions in a row may fail for reasons of ours before the worker calls itself unwell.
+    /// How many different actions in a row must fail for reasons of ours before the worker calls itself unwell.
     pub failures: u32,
     /// How long an unwell worker takes nothing before it tries one more action; twice as long each further time, up to
     /// sixteen times.
@@ -85,6 +85,8 @@ pub enum WorkerEnd {
     Fatal(String),
     /// Stopped three times: what ran was left where it was.
     Aborted,
+    /// Drained, because this process can run no action any more; the text says why. Another one may.
+    Unfit(String),
 }
 
 /// A scheduler, something that runs actions, and slots to run them in.

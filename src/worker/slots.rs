@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use tokio::task::Id;
 use tokio_util::sync::CancellationToken;
 
+use crate::reapi::Digest;
 use crate::scheduler::{Lease, LeaseId};
 
 /// What becomes of a run when it returns.
@@ -22,6 +23,8 @@ pub(super) enum Fate {
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) lease: LeaseId,
+    /// What it is a lease of.
+    pub(super) action: Option<Digest>,
     pub(super) slot: usize,
     pub(super) fate: Fate,
     pub(super) cancel: CancellationToken,

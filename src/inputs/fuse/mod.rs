@@ -16,6 +16,7 @@ mod entry;
 mod kernel;
 mod layers;
 mod layout;
+mod life;
 mod mounter;
 pub(super) mod mounts;
 mod nodes;
@@ -51,6 +52,7 @@ use content::Contents;
 use kernel::Kernel;
 use layers::Layers;
 use layout::Layout;
+use life::Life;
 use nodes::Nodes;
 use profiles::Profiles;
 use root::Root;
@@ -76,6 +78,8 @@ struct Shared {
     profiles: Profiles,
     cas: Cas,
     runtime: Handle,
+    /// Of the file system.
+    life: Life,
     /// Who owns a root that belongs to nobody else.
     own: Owner,
 }
@@ -103,6 +107,7 @@ impl FuseRoots {
                 contents,
                 profiles: Profiles::open(Some(profiles::beside(dir))),
                 runtime: Handle::current(),
+                life: server.life().clone(),
                 cas,
                 own,
             }),
@@ -183,6 +188,9 @@ fn show(
     action: u64,
     behalf: Behalf,
 ) -> Result<Root, InputError> {
+    if shared.life.is_over() {
+        return Err(InputError::Ended);
+    }
     let subtree = subtrees.of(&request.tree, action).ok_or_else(|| {
         // The door promises a whole tree.
         mounts::failed("find a directory of", &request.name)(rustix::io::Errno::NOENT)
@@ -209,6 +217,11 @@ impl InputRoots for FuseRoots {
         let behalf = Behalf::current();
         let show = move || show(&shared, &subtrees, &request, action, behalf);
         Ok(Box::new(at_once("stage", show).await?))
+    }
+
+    async fn lost(&self) -> String {
+        self.shared.life.over().await;
+        InputError::Ended.to_string()
     }
 }
 

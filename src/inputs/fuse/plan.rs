@@ -1,7 +1,8 @@
 //! Which subtrees of an input tree are shown as shared ones.
 //!
 //! A shared subtree costs a mount of some 20 us and saves as much for each file in it that the action touches, if an
-//! earlier action has touched it too. It is read-only, so that none may hold an output or a directory that was made for the action.
+//! earlier action has touched it too. It is read-only, so that none may hold an output or a directory that was made for the action,
+//! nor be within an output, all of which the action may change.
 //! What an earlier action brought is taken as large as possible; what is new is taken whole, so
 //! that it is there for the next.
 
@@ -9,6 +10,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::subtree::Subtree;
+use super::upper::Way;
 
 /// Mounts per action.
 const MOST: usize = 64;
@@ -23,21 +25,22 @@ pub(super) struct Part {
     pub(super) subtree: Arc<Subtree>,
 }
 
-/// Chooses the parts of the tree that action number `action` gets to see as shared ones, largest first. `kept` are paths
-/// that are to stay as they are, with everything above them.
-pub(super) fn parts<'k>(
-    root: &Subtree,
-    kept: impl IntoIterator<Item = &'k str>,
-    action: u64,
-) -> Vec<Part> {
+/// Chooses the parts of the tree that action number `action` gets to see as shared ones, largest first. `ways` lead to directories that
+/// are made for it.
+pub(super) fn parts(root: &Subtree, ways: &[Way], outputs: &[String], action: u64) -> Vec<Part> {
+    let outputs: HashSet<&str> = outputs.iter().map(String::as_str).collect();
+    let ways = ways.iter().map(|way| way.path.as_str());
     let mut open: HashSet<&str> = HashSet::new();
-    for path in kept {
+    for path in ways.chain(outputs.iter().copied()) {
         open.insert(path);
         open.extend(path.match_indices('/').map(|(at, _)| &path[..at]));
     }
     let mut parts = Vec::new();
     let mut stack = vec![(String::new(), root)];
     while let Some((path, subtree)) = stack.pop() {
+        if outputs.contains(path.as_str()) {
+            continue;
+        }
         for (name, child) in children(subtree) {
             let path = below(&path, name);
             if open.contains(path.as_str()) {

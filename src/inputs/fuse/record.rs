@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::kernel::Kernel;
+use super::life::Life;
 use super::nodes::Nodes;
 use super::server::Server;
 use super::subtree::Subtree;
@@ -97,6 +98,11 @@ impl Recorded {
             recorder,
             server,
         })
+    }
+
+    /// Whether it still is there.
+    pub(super) fn life(&self) -> &Life {
+        self.server.life()
     }
 
     /// Unmounts it. Not waited for: a sandbox may keep what it showed until its next action.

@@ -25,11 +25,6 @@ pub(in crate::inputs) struct Part {
     _subtree: Arc<Subtree>,
 }
 
-fn holds(above: &str, path: &str) -> bool {
-    let below = path.strip_prefix(above);
-    above.is_empty() || below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 impl Recurring {
     pub(in crate::inputs) fn new(cas: Cas) -> Self {
         let idle_bytes = cas.local().high_water() / 4;
@@ -49,16 +44,8 @@ impl Recurring {
         let Ok(ways) = upper::ways(&root, &request.directories) else {
             return Vec::new();
         };
-        let kept = upper::kept(&ways, &request.outputs);
-        { plan::parts(&root, kept, action).into_iter() }
+        { plan::parts(&root, &ways, &request.outputs, action).into_iter() }
             .filter(|part| part.subtree.nodes >= least)
-            // Whoever collects an output takes it as a whole.
-            .filter(|part| {
-                !request
-                    .outputs
-                    .iter()
-                    .any(|output| holds(output, &part.path))
-            })
             .map(|part| Part {
                 path: part.path,
                 digest: part.subtree.digest,

@@ -111,7 +111,7 @@ impl Root {
         }
         let parts = match request.writable {
             true => Vec::new(),
-            false => plan::parts(subtree, upper::kept(ways, &request.outputs), action),
+            false => plan::parts(subtree, ways, &request.outputs, action),
         };
         let views = &self.shared.views;
         if let Some(view) = shown.layer.view() {
@@ -208,6 +208,10 @@ impl StagedRoot for Root {
     }
 
     fn trouble(&self) -> Option<InputError> {
+        let recorded = { self.shown.as_ref() }.and_then(|shown| shown.recorded.as_ref());
+        if recorded.map_or(&self.shared.life, Recorded::life).is_over() {
+            return Some(InputError::Ended);
+        }
         let failed = self.watch.failed();
         if failed.is_empty() {
             return None;

@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use fuse3::MountOptions;
 use fuse3::raw::{MountHandle, Session};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::kernel::Kernel;
+use super::life::{Ends, Life};
 use super::{descriptor, eager, mounts};
 
+const DEVICE: &str = "/dev/fuse";
 /// How long the thread waits for the kernel's farewell.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -23,7 +26,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub(super) struct Server {
     mount: PathBuf,
     over: Option<oneshot::Sender<()>>,
-    ended: oneshot::Receiver<()>,
+    life: Life,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -32,19 +35,19 @@ impl Server {
     pub(super) fn start(kernel: Kernel, mount: &Path) -> std::io::Result<Self> {
         let (mounted, answer) = mpsc::channel();
         let (over, end) = oneshot::channel();
-        let (living, ended) = oneshot::channel();
-        let at = mount.to_owned();
+        let life = Life::default();
+        let (at, living) = (mount.to_owned(), life.clone());
         let thread = std::thread::Builder::new()
             .name("fuse".to_owned())
             .stack_size(1 << 20)
             .spawn(move || {
-                serve(kernel, &at, &mounted, end);
-                drop(living);
+                let living = Ends(living);
+                serve(kernel, &at, &mounted, end, &living.0);
             })?;
         let server = Server {
             mount: mount.to_owned(),
             over: Some(over),
-            ended,
+            life,
             thread: Some(thread),
         };
         match answer.recv() {
@@ -56,10 +59,9 @@ impl Server {
 }
 
 impl Server {
-    /// Waits until somebody has unmounted it.
-    pub(super) async fn ended(&mut self) {
-        // Nothing is ever sent.
-        let _ = (&mut self.ended).await;
+    /// Whether it still is there.
+    pub(super) fn life(&self) -> &Life {
+        &self.life
     }
 
     /// The end of the mount is no accident from now on.
@@ -104,6 +106,7 @@ fn serve(
     mount: &Path,
     mounted: &mpsc::Sender<std::io::Result<()>>,
     end: oneshot::Receiver<()>,
+    life: &Life,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -117,16 +120,16 @@ fn serve(
             return;
         }
     };
+    runtime.spawn(eager::keep_awake(kernel.requests.clone()));
+    let mut handle = match start(&runtime, kernel, mount, life) {
+        Ok(handle) => handle,
+        Err(error) => {
+            let _ = mounted.send(Err(error));
+            return;
+        }
+    };
+    let _ = mounted.send(Ok(()));
     runtime.block_on(async {
-        tokio::spawn(eager::keep_awake(kernel.requests.clone()));
-        let mut handle = match start(kernel, mount).await {
-            Ok(handle) => handle,
-            Err(error) => {
-                let _ = mounted.send(Err(error));
-                return;
-            }
-        };
-        let _ = mounted.send(Ok(()));
         tokio::select! {
             biased;
             _ = end => {
@@ -134,6 +137,8 @@ fn serve(
                 let _ = tokio::time::timeout(FAREWELL, &mut handle).await;
             }
             ended = &mut handle => {
+                // Before anybody looks into the log: who waits for an answer is told now.
+                life.end();
                 tracing::warn!("somebody unmounted {}: {ended:?}", mount.display());
             }
         }
@@ -142,7 +147,14 @@ fn serve(
     });
 }
 
-async fn start(kernel: Kernel, mount: &Path) -> std::io::Result<MountHandle> {
+fn start(
+    runtime: &tokio::runtime::Runtime,
+    kernel: Kernel,
+    mount: &Path,
+    life: &Life,
+) -> std::io::Result<MountHandle> {
+    /// One at a time, so that the descriptor that is new is known.
+    static MOUNTING: Mutex<()> = Mutex::new(());
     let opens = kernel.recorder.is_some();
     let mut options = MountOptions::default();
     options
@@ -152,10 +164,16 @@ async fn start(kernel: Kernel, mount: &Path) -> std::io::Result<MountHandle> {
         .default_permissions(true)
         .no_open_support(!opens)
         .no_open_dir_support(true);
-    let handle = Session::new(options)
-        .mount_with_unprivileged(kernel, mount)
-        .await?;
-    // A child that inherits the descriptor would keep the file system from dying with the daemon.
-    descriptor::close_on_exec("/dev/fuse")?;
+    let _turn = MOUNTING.lock();
+    let before = descriptor::of(DEVICE)?;
+    let handle = runtime.block_on(Session::new(options).mount_with_unprivileged(kernel, mount))?;
+    for number in descriptor::of(DEVICE)? {
+        // A child that inherits the descriptor would keep the file system from dying with the daemon.
+        descriptor::close_on_exec(number)?;
+        if !before.contains(&number) {
+            // Nothing of the session runs before this thread waits for it again.
+            life.watch(descriptor::duplicate(number)?);
+        }
+    }
     Ok(handle)
 }

@@ -33,7 +33,7 @@ impl TreeMount {
     }
 
     /// Waits until somebody has unmounted it.
-    pub async fn ended(&mut self) {
-        self.server.ended().await;
+    pub async fn ended(&self) {
+        self.server.life().over().await;
     }
 }

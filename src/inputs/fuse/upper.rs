@@ -36,12 +36,6 @@ pub(super) fn ways(root: &Subtree, paths: &[String]) -> Result<Vec<Way>, InputEr
     paths.iter().map(|path| way(root, path)).collect()
 }
 
-/// The paths at which an action's root is its own, and not shared.
-pub(super) fn kept<'w>(ways: &'w [Way], outputs: &'w [String]) -> impl Iterator<Item = &'w str> {
-    let ways = ways.iter().map(|way| &*way.path);
-    ways.chain(outputs.iter().map(|path| &**path))
-}
-
 /// Finds the directory that `path` leads to in the tree, or would if what is lacking were made.
 pub(super) fn way(root: &Subtree, path: &str) -> Result<Way, InputError> {
     let refused = |why: String| InputError::Directory {

@@ -1,0 +1,51 @@
+//! What the kernel knows of a FUSE file system: how many requests wait for an answer, and how to end it.
+#![allow(dead_code)] // each test file uses its own part
+
+use std::path::Path;
+use std::process::Command;
+
+/// Its directory in the kernel's control file system, which is unmounted when this is dropped.
+pub(crate) struct Connection {
+    control: tempfile::TempDir,
+    number: u32,
+}
+
+impl Connection {
+    /// Of the file system that is mounted at `at`.
+    pub(crate) fn at(at: &Path) -> Self {
+        let device = rustix::fs::stat(at).unwrap().st_dev;
+        Self::numbered(rustix::fs::minor(device))
+    }
+
+    /// Of the file system with this device number.
+    pub(crate) fn numbered(number: u32) -> Self {
+        let control = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "fusectl", "fusectl"])
+            .arg(control.path())
+            .status();
+        assert!(mounted.unwrap().success());
+        Connection { control, number }
+    }
+
+    /// Requests that were not answered yet.
+    pub(crate) fn waiting(&self) -> u32 {
+        let waiting = std::fs::read_to_string(self.file("waiting")).unwrap();
+        waiting.trim().parse().unwrap()
+    }
+
+    /// Ends it, for all who use it.
+    pub(crate) fn abort(&self) {
+        std::fs::write(self.file("abort"), "1").unwrap();
+    }
+
+    fn file(&self, name: &str) -> std::path::PathBuf {
+        self.control.path().join(self.number.to_string()).join(name)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.control.path()).status();
+    }
+}
