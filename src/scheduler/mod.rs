@@ -57,7 +57,10 @@ pub enum Event {
     Drained,
     /// The drain was given up, for the scheduler does not answer: it does not know that we are gone. It has not heard how
     /// `unreported` leases ended, and gives them to others once our session has expired.
-    LeftUnheard { unreported: usize },
+    LeftUnheard {
+        /// Finished actions whose results nobody took.
+        unreported: usize,
+    },
     /// The scheduler refuses us for a reason that waiting does not mend; the text says what to do.
     Fatal(String),
 }

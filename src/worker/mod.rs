@@ -80,7 +80,10 @@ pub enum WorkerEnd {
     /// Nothing runs, and the scheduler knows that we are gone.
     Drained,
     /// Nothing runs, but the scheduler did not answer: it does not know that we are gone, nor how this many leases ended.
-    LeftUnheard { unreported: usize },
+    LeftUnheard {
+        /// Finished actions whose results nobody took.
+        unreported: usize,
+    },
     /// The scheduler refuses us; the text says what to do.
     Fatal(String),
     /// Stopped three times: what ran was left where it was.
