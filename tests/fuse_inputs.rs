@@ -341,6 +341,48 @@ async fn a_directory_that_is_an_output_is_writable_below_whatever_was_there_befo
 }
 
 #[tokio::test]
+async fn inputs_that_no_action_uses_any_more_make_room() {
+    let Some(bench) = Bench::fuse_in(48 << 20) else {
+        return;
+    };
+    let content = |n: u32, size: usize| {
+        let mut data = vec![n as u8; size];
+        data[..4].copy_from_slice(&n.to_le_bytes());
+        data
+    };
+    // Of both kinds: as they are in the store, and read piece by piece. The kernel remembers all of it.
+    let script = "ls -R > /dev/null; cat lib/large lib/small other > all; sh -c 'exec 3< lib/large; cat lib/small' > /dev/null";
+    for n in 0..16 {
+        let (large, small, other) = (
+            content(n, 4 << 20),
+            content(100 + n, 900 << 10),
+            content(200 + n, 700 << 10),
+        );
+        let lib = [
+            ("large", File(&large)),
+            ("more", File(b"more")),
+            ("small", File(&small)),
+        ];
+        // Putting them fails when there is no room.
+        let root = put(&bench, &[("lib", Dir(&lib)), ("other", File(&other))]);
+        for _ in 0..2 {
+            let finished = bench.run(outputs(&[], script), root).await;
+            assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+        }
+    }
+    let usage = bench.store.usage();
+    assert!(usage.bytes <= 48 << 20, "{usage:?}");
+    // Nor does a mount keep what was evicted.
+    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let dir = bench.dir.path().to_str().unwrap();
+    let large = mounts
+        .lines()
+        .filter(|line| line.contains(dir) && line.contains("/lib/large "));
+    let gone = mounts.lines().filter(|line| line.contains("//deleted"));
+    assert_eq!((large.count(), gone.count()), (0, 0), "{mounts}");
+}
+
+#[tokio::test]
 async fn an_output_that_is_an_untouched_input_costs_no_read() {
     let Some(bench) = Bench::fuse(None, |_| {}) else {
         return;

@@ -117,6 +117,15 @@ impl Bench {
         Some(Bench::with_all(process(), inputs, source, change))
     }
 
+    /// With inputs on the file system, and a store that takes so many bytes and no source of more.
+    pub(crate) fn fuse_in(store: u64) -> Option<Self> {
+        ready_for_fuse().then_some(())?;
+        let inputs = |cas: &Cas, dir: &Path| -> Arc<dyn InputRoots> {
+            Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
+        };
+        Some(Bench::with_store(store, process(), inputs, None, |_| {}))
+    }
+
     /// The same at level full, where a launcher holds a root for a while after its action has ended.
     pub(crate) fn fuse_at_full(first_uid: u32, change: impl FnOnce(&mut Settings)) -> Option<Self> {
         ready_for_fuse().then_some(())?;
@@ -147,13 +156,23 @@ impl Bench {
         remote: Option<Arc<dyn BlobSource>>,
         change: impl FnOnce(&mut Settings),
     ) -> Self {
+        Bench::with_store(1 << 30, sandbox, inputs, remote, change)
+    }
+
+    fn with_store(
+        high_water: u64,
+        sandbox: Arc<dyn Sandbox>,
+        inputs: impl FnOnce(&Cas, &Path) -> Arc<dyn InputRoots>,
+        remote: Option<Arc<dyn BlobSource>>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Commands run as another user and must be able to reach their input root.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         let store = LocalStore::open(StoreConfig {
             root: dir.path().join("cas"),
-            high_water: 1 << 30,
-            low_water: 1 << 29,
+            high_water,
+            low_water: high_water / 2,
             free_floor: 0,
         })
         .unwrap();

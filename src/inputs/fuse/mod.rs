@@ -20,6 +20,7 @@ mod life;
 mod mounter;
 pub(super) mod mounts;
 mod nodes;
+mod pinned;
 mod plan;
 mod profiles;
 mod record;
@@ -54,6 +55,7 @@ use layers::Layers;
 use layout::Layout;
 use life::Life;
 use nodes::Nodes;
+use pinned::Pinning;
 use profiles::Profiles;
 use root::Root;
 use server::Server;
@@ -73,6 +75,7 @@ pub struct FuseRoots {
 struct Shared {
     layout: Arc<Layout>,
     layers: Arc<Layers>,
+    pinning: Arc<Pinning>,
     views: Views,
     contents: Arc<Contents>,
     profiles: Profiles,
@@ -98,11 +101,13 @@ impl FuseRoots {
         let tree = layout.tree();
         let server = Server::start(kernel, &tree).map_err(cannot_mount(&tree))?;
         layout.furnish()?;
+        let pinning = Arc::new(Pinning::new(cas.clone(), store.high_water() / 4));
         let roots = FuseRoots {
-            subtrees: Arc::new(Subtrees::new(cas.clone(), store.high_water() / 4)),
+            subtrees: Arc::new(Subtrees::new()),
             shared: Arc::new(Shared {
                 layers: Arc::new(Layers::new(layout.clone(), nodes.clone(), own)),
-                views: Views::new(layout.clone(), nodes, store),
+                views: Views::new(layout.clone(), nodes, store, pinning.clone()),
+                pinning,
                 layout,
                 contents,
                 profiles: Profiles::open(Some(profiles::beside(dir))),
@@ -195,14 +200,15 @@ fn show(
         // The door promises a whole tree.
         mounts::failed("find a directory of", &request.name)(rustix::io::Errno::NOENT)
     })?;
+    let pinned = shared.pinning.pin(&subtree);
     // Without a place that more could come from, what is not here is missing.
     if !shared.cas.has_source() {
-        let lacking = subtrees.lacking(&subtree);
+        let lacking = shared.pinning.lacking(&pinned);
         if !lacking.is_empty() {
             return Err(InputError::Missing(named(&request.tree, lacking)));
         }
     }
-    Root::show(shared.clone(), request, subtree, action, behalf)
+    Root::show(shared.clone(), request, pinned, action, behalf)
 }
 
 #[async_trait]

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::subtree::{Subtree, Subtrees};
+use super::pinned::{Pinned, Pinning};
+use super::subtree::Subtrees;
 use super::{plan, upper};
 use crate::cas::Cas;
 use crate::inputs::StageRequest;
@@ -12,6 +13,7 @@ use crate::reapi::Digest;
 /// The subtrees of all actions so far.
 pub(in crate::inputs) struct Recurring {
     subtrees: Subtrees,
+    pinning: Pinning,
     actions: AtomicU64,
 }
 
@@ -21,15 +23,16 @@ pub(in crate::inputs) struct Part {
     pub(in crate::inputs) digest: Digest,
     /// Paths below it and itself.
     pub(in crate::inputs) nodes: u64,
-    /// Known as long as this lives.
-    _subtree: Arc<Subtree>,
+    /// The files of the tree stay as long as this lives.
+    _pinned: Arc<Pinned>,
 }
 
 impl Recurring {
     pub(in crate::inputs) fn new(cas: Cas) -> Self {
         let idle_bytes = cas.local().high_water() / 4;
         Recurring {
-            subtrees: Subtrees::new(cas, idle_bytes),
+            subtrees: Subtrees::new(),
+            pinning: Pinning::new(cas, idle_bytes),
             actions: AtomicU64::new(0),
         }
     }
@@ -40,6 +43,7 @@ impl Recurring {
         let Some(root) = self.subtrees.of(&request.tree, action) else {
             return Vec::new();
         };
+        let pinned = self.pinning.pin(&root);
         // What is wrong with one is for the caller to say.
         let Ok(ways) = upper::ways(&root, &request.directories) else {
             return Vec::new();
@@ -50,7 +54,7 @@ impl Recurring {
                 path: part.path,
                 digest: part.subtree.digest,
                 nodes: part.subtree.nodes,
-                _subtree: part.subtree,
+                _pinned: pinned.clone(),
             })
             .collect()
     }

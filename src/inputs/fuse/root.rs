@@ -9,6 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::layers::Layer;
 use super::mounts;
+use super::pinned::Pinned;
 use super::record::Recorded;
 use super::subtree::Subtree;
 use super::views::{self, Kept};
@@ -44,7 +45,8 @@ struct Shown {
     views: Vec<Arc<Kept>>,
     /// What shows the tree instead, if it is to be known what is done with it.
     recorded: Option<Recorded>,
-    _subtree: Arc<Subtree>,
+    /// Its inputs stay in the store.
+    _pinned: Arc<Pinned>,
     _hold: Hold,
 }
 
@@ -53,11 +55,12 @@ impl Root {
     pub(super) fn show(
         shared: Arc<Shared>,
         request: &StageRequest,
-        subtree: Arc<Subtree>,
+        pinned: Arc<Pinned>,
         action: u64,
         behalf: Behalf,
     ) -> Result<Self, InputError> {
         let owner = request.owner.unwrap_or(shared.own);
+        let subtree = pinned.subtree.clone();
         let ways = upper::ways(&subtree, &request.directories)?;
         // A tree that came before is shown as it was then, with all that the kernel knows of it; one that is watched, apart.
         let layer =
@@ -76,7 +79,7 @@ impl Root {
                 layer,
                 views: Vec::new(),
                 recorded: None,
-                _subtree: subtree.clone(),
+                _pinned: pinned,
                 _hold: request.hold.clone(),
             }),
             shared,

@@ -1,17 +1,16 @@
 //! Directories of input trees, joined to what is below them: what one action brought is found again by the next, so that
 //! an action costs what is new in its tree and not what is in it.
 //!
-//! A [`Subtree`] knows its children, how many nodes it has and since when it is known, and keeps its files from
-//! eviction while it lives. Equal directories are one object, whatever trees they are part of. Of the last
-//! actions' trees, as many are kept as fit within some bounds; what runs is kept anyway, by who runs it.
+//! A [`Subtree`] knows its children, how many nodes it has and since when it is known. Equal directories are one object,
+//! whatever trees they are part of. Of the last actions' trees, as many are kept as fit within some bounds; what is shown is
+//! kept by who shows it. To keep a subtree is not to keep its files from eviction: that is [`super::pinned`]'s.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
+use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::cas::{Cas, Pins};
 use crate::reapi::Digest;
 use crate::tree::{Directory, Tree};
 
@@ -19,7 +18,7 @@ use crate::tree::{Directory, Tree};
 pub(super) const LARGE: u64 = 1 << 20;
 /// Directories that are known while nobody uses them.
 const IDLE_DIRECTORIES: usize = 100_000;
-/// Files that are kept from eviction while nobody uses them.
+/// Files in them.
 const IDLE_FILES: u64 = 500_000;
 
 /// A directory and all below it.
@@ -34,9 +33,6 @@ pub(super) struct Subtree {
     pub(super) large: u64,
     /// The number of the action that brought it.
     pub(super) since: u64,
-    /// All files below it are in the local store.
-    whole: AtomicBool,
-    _pins: Option<Pins>,
     known: Weak<Known>,
 }
 
@@ -71,8 +67,6 @@ impl Subtree {
             nodes: 1,
             large: 0,
             since: 0,
-            whole: AtomicBool::new(true),
-            _pins: None,
             known: Weak::new(),
         })
     }
@@ -80,11 +74,8 @@ impl Subtree {
 
 /// All subtrees.
 pub(super) struct Subtrees {
-    cas: Cas,
     known: Arc<Known>,
-    /// Bytes of files that may be kept from eviction for their own sake.
-    idle_bytes: u64,
-    recent: Mutex<VecDeque<Arc<Subtree>>>,
+    recent: Mutex<LruCache<Digest, Arc<Subtree>>>,
 }
 
 #[derive(Default)]
@@ -96,16 +87,13 @@ struct Known {
 struct Living {
     by_digest: HashMap<Digest, Weak<Subtree>>,
     files: u64,
-    bytes: u64,
 }
 
 impl Subtrees {
-    pub(super) fn new(cas: Cas, idle_bytes: u64) -> Self {
+    pub(super) fn new() -> Self {
         Subtrees {
-            cas,
             known: Arc::default(),
-            idle_bytes,
-            recent: Mutex::default(),
+            recent: Mutex::new(LruCache::unbounded()),
         }
     }
 
@@ -117,32 +105,6 @@ impl Subtrees {
         };
         self.remember(root.clone());
         Some(root)
-    }
-
-    /// Those files of the tree that are not in the local store.
-    pub(super) fn lacking(&self, root: &Arc<Subtree>) -> Vec<Digest> {
-        let mut lacking = Vec::new();
-        // Children before parents: a parent is whole when they are.
-        let mut stack = vec![(root, false)];
-        while let Some((subtree, done)) = stack.pop() {
-            if subtree.whole.load(Ordering::Relaxed) {
-                continue;
-            }
-            if !done {
-                stack.push((subtree, true));
-                stack.extend(subtree.children.iter().map(|child| (child, false)));
-                continue;
-            }
-            let files: Vec<Digest> = contents(&subtree.directory).collect();
-            let absent = self.cas.local().missing(&files);
-            let mut below = subtree.children.iter();
-            let whole = absent.is_empty() && below.all(|child| child.whole.load(Ordering::Relaxed));
-            subtree.whole.store(whole, Ordering::Relaxed);
-            lacking.extend(absent);
-        }
-        lacking.sort_unstable();
-        lacking.dedup();
-        lacking
     }
 
     fn build(&self, tree: &Tree, action: u64) -> Option<Arc<Subtree>> {
@@ -188,15 +150,11 @@ impl Subtrees {
             .iter()
             .filter(|file| file.digest.size() >= LARGE);
         let own = 1 + (directory.files.len() + directory.symlinks.len()) as u64;
-        let files: Vec<Digest> = contents(&directory).collect();
-        let pins = (!files.is_empty()).then(|| self.cas.local().pin(files));
         Subtree {
             digest,
             nodes: below(|child| child.nodes).saturating_add(own),
             large: below(|child| child.large).saturating_add(large.count() as u64),
             since: action,
-            whole: AtomicBool::new(false),
-            _pins: pins,
             known: Arc::downgrade(&self.known),
             directory,
             children,
@@ -205,18 +163,16 @@ impl Subtrees {
 
     /// Keeps the tree for the next action, and lets go of those that were used longest ago.
     fn remember(&self, root: Arc<Subtree>) {
-        {
-            let mut recent = self.recent.lock();
-            recent.retain(|other| other.digest != root.digest);
-            recent.push_back(root);
-        }
-        while self.known.exceeds(self.idle_bytes) {
-            // One by one, because a tree frees only what no other one shares; never the newest. Not dropped under the lock.
+        // Nothing is dropped under the lock.
+        let before = self.recent.lock().put(root.digest, root);
+        drop(before);
+        while self.known.exceeds() {
+            // One by one, because a tree frees only what no other one shares; never the newest.
             let oldest = {
                 let mut recent = self.recent.lock();
                 match recent.len() {
                     0 | 1 => return,
-                    _ => recent.pop_front(),
+                    _ => recent.pop_lru(),
                 }
             };
             drop(oldest);
@@ -232,16 +188,13 @@ impl Known {
     fn put(&self, subtree: &Arc<Subtree>) {
         let mut living = self.living.lock();
         living.files += subtree.directory.files.len() as u64;
-        living.bytes += bytes(&subtree.directory);
         let kept = Arc::downgrade(subtree);
         living.by_digest.insert(subtree.digest, kept);
     }
 
-    fn exceeds(&self, idle_bytes: u64) -> bool {
+    fn exceeds(&self) -> bool {
         let living = self.living.lock();
-        living.by_digest.len() > IDLE_DIRECTORIES
-            || living.files > IDLE_FILES
-            || living.bytes > idle_bytes
+        living.by_digest.len() > IDLE_DIRECTORIES || living.files > IDLE_FILES
     }
 }
 
@@ -252,7 +205,6 @@ impl Drop for Subtree {
         };
         let mut living = known.living.lock();
         living.files -= self.directory.files.len() as u64;
-        living.bytes -= bytes(&self.directory);
         // Another of the same digest may have been made since this one could not be had any more.
         if let Some(kept) = living.by_digest.get(&self.digest)
             && kept.strong_count() == 0
@@ -263,14 +215,9 @@ impl Drop for Subtree {
 }
 
 /// The contents of a directory's own files; the empty one, which nobody needs to fetch, is left out.
-fn contents(directory: &Directory) -> impl Iterator<Item = Digest> {
+pub(super) fn contents(directory: &Directory) -> impl Iterator<Item = Digest> {
     let digests = directory.files.iter().map(|file| file.digest);
     digests.filter(|digest| !digest.is_empty())
-}
-
-fn bytes(directory: &Directory) -> u64 {
-    let sizes = directory.files.iter().map(|file| file.digest.size());
-    sizes.fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]
@@ -313,8 +260,6 @@ pub(super) mod tests {
             nodes: nodes + 1 + files.len() as u64,
             large: 0,
             since: 0,
-            whole: AtomicBool::new(true),
-            _pins: None,
             known: Weak::new(),
         })
     }

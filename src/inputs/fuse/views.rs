@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use super::layout::Layout;
 use super::mounts::{self, failed};
 use super::nodes::{Nodes, View};
+use super::pinned::Pinning;
 use super::plan::below;
 use super::subtree::{LARGE, Subtree};
 use crate::cas::LocalStore;
@@ -40,6 +41,7 @@ pub(super) struct Views {
     layout: Arc<Layout>,
     nodes: Arc<Nodes>,
     store: Arc<LocalStore>,
+    pinning: Arc<Pinning>,
     kept: Mutex<LruCache<Key, Arc<Kept>>>,
     numbers: AtomicU64,
     names: u64,
@@ -63,11 +65,17 @@ struct Mounted {
 }
 
 impl Views {
-    pub(super) fn new(layout: Arc<Layout>, nodes: Arc<Nodes>, store: Arc<LocalStore>) -> Self {
+    pub(super) fn new(
+        layout: Arc<Layout>,
+        nodes: Arc<Nodes>,
+        store: Arc<LocalStore>,
+        pinning: Arc<Pinning>,
+    ) -> Self {
         Views {
             layout,
             nodes,
             store,
+            pinning,
             kept: Mutex::new(LruCache::unbounded()),
             numbers: AtomicU64::new(0),
             names: NAMES,
@@ -105,6 +113,7 @@ impl Views {
 
     /// Makes the kernel forget what was used longest ago, as long as it keeps too much. Blocks.
     pub(super) fn shrink(&self) {
+        self.let_blobs_go();
         loop {
             let oldest = {
                 let mut kept = self.kept.lock();
@@ -127,7 +136,25 @@ impl Views {
         }
     }
 
+    /// Unmounts views with blobs over their paths that may be evicted: a file that is mounted stays on the disk.
+    fn let_blobs_go(&self) {
+        let idle: Vec<Arc<Kept>> = {
+            let kept = self.kept.lock();
+            let large = kept.iter().filter(|(_, view)| view.view.root.large > 0);
+            let idle = large.filter(|(key, view)| {
+                Arc::strong_count(view) == 1 && !self.pinning.is_pinned(key.0)
+            });
+            idle.map(|(_, view)| view.clone()).collect()
+        };
+        idle.iter().for_each(|view| self.unmount(view));
+    }
+
     fn drop_view(&self, kept: &Kept) {
+        self.unmount(kept);
+        self.forget(&self.layout.shared_control(&kept.view.name));
+    }
+
+    fn unmount(&self, kept: &Kept) {
         if let Some(mounted) = kept.place.lock().take() {
             let gone = mounts::detach(&mounted.at)
                 .and_then(|()| rustix::fs::unlinkat(CWD, &mounted.at, AtFlags::REMOVEDIR));
@@ -135,7 +162,6 @@ impl Views {
                 tracing::warn!("cannot unmount {}: {error}", mounted.at.display());
             }
         }
-        self.forget(&self.layout.shared_control(&kept.view.name));
     }
 
     fn forget(&self, path: &std::path::Path) {
