@@ -266,3 +266,21 @@ async fn a_timeout_does_not_count_the_time_spent_waiting_for_inputs() {
         assert!(begun.elapsed() < Duration::from_secs(5), "{script}");
     }
 }
+
+#[tokio::test]
+async fn an_input_that_cannot_be_read_here_is_an_infrastructure_failure_too() {
+    let Some(bench) = Bench::fuse(None, |_| {}) else {
+        return;
+    };
+    let digest = bench.put(b"cannot be opened");
+    let root = root(&bench, &[("in", digest)]);
+    let path = bench.store.path(digest, false).unwrap().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    let finished = bench.run(sh("cat in || true"), root).await;
+    let Ending::Infrastructure(why) = &finished.ending else {
+        panic!("{finished:?}")
+    };
+    assert!(why.contains("\"in\""), "{why}");
+    assert!(!finished.cacheable && finished.result.is_none());
+}
