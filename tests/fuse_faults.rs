@@ -284,3 +284,52 @@ async fn an_input_that_cannot_be_read_here_is_an_infrastructure_failure_too() {
     assert!(why.contains("\"in\""), "{why}");
     assert!(!finished.cacheable && finished.result.is_none());
 }
+
+#[tokio::test]
+async fn a_large_input_looks_the_same_whether_it_is_here_or_not() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 3, Duration::from_secs(20)) else {
+        return;
+    };
+    let node = |name: &str, digest: Digest| re::FileNode {
+        name: name.into(),
+        digest: Some(digest.to_proto()),
+        is_executable: name == "program",
+        ..Default::default()
+    };
+    let library = bench.put_message(&re::Directory {
+        files: vec![
+            node("data", cas.put_pattern(3 << 20)),
+            node("program", cas.put_pattern(2 << 20)),
+            node("small", bench.put(b"small")),
+        ],
+        ..Default::default()
+    });
+    let root = bench.put_message(&re::Directory {
+        directories: vec![re::DirectoryNode {
+            name: "lib".into(),
+            digest: Some(library.to_proto()),
+        }],
+        ..Default::default()
+    });
+    let script = "stat -c '%n %f %s %u %g %Y %h' lib/*; cat lib/* | cksum";
+    let cold = bench.run(sh(script), root).await;
+    assert_eq!(cold.ending, Ending::Exited(0), "{cold:?}");
+    let cold = cold.result.unwrap().stdout_raw;
+    for _ in 0..2 {
+        let warm = bench.run(sh(script), root).await;
+        let warm = warm.result.unwrap().stdout_raw;
+        assert_eq!(
+            String::from_utf8_lossy(&warm),
+            String::from_utf8_lossy(&cold)
+        );
+    }
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let laid = { table.lines() }
+        .filter(|line| line.contains("/stage/behind/parts/") && line.contains("/data "));
+    assert_eq!(
+        laid.count(),
+        1,
+        "it is shown as the store's own file: {table}"
+    );
+}
