@@ -362,3 +362,70 @@ async fn a_timeout_does_not_count_the_time_spent_waiting_for_inputs() {
         assert!(begun.elapsed() < Duration::from_secs(5), "{script}");
     }
 }
+
+#[tokio::test]
+async fn an_input_that_cannot_be_read_here_is_an_infrastructure_failure_too() {
+    let Some(bench) = Bench::fuse(None, |_| {}) else {
+        return;
+    };
+    let digest = bench.put(b"cannot be opened");
+    let root = root(&bench, &[("in", digest)]);
+    let path = bench.store.path(digest, false).unwrap().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    let finished = bench.run(sh("cat in || true"), root).await;
+    let Ending::Infrastructure(why) = &finished.ending else {
+        panic!("{finished:?}")
+    };
+    assert!(why.contains("\"in\""), "{why}");
+    assert!(!finished.cacheable && finished.result.is_none());
+}
+
+#[tokio::test]
+async fn a_large_input_looks_the_same_whether_it_is_here_or_not() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 3, Duration::from_secs(20)) else {
+        return;
+    };
+    let node = |name: &str, digest: Digest| re::FileNode {
+        name: name.into(),
+        digest: Some(digest.to_proto()),
+        is_executable: name == "program",
+        ..Default::default()
+    };
+    let library = bench.put_message(&re::Directory {
+        files: vec![
+            node("data", cas.put_pattern(3 << 20)),
+            node("program", cas.put_pattern(2 << 20)),
+            node("small", bench.put(b"small")),
+        ],
+        ..Default::default()
+    });
+    let root = bench.put_message(&re::Directory {
+        directories: vec![re::DirectoryNode {
+            name: "lib".into(),
+            digest: Some(library.to_proto()),
+        }],
+        ..Default::default()
+    });
+    let script = "stat -c '%n %f %s %u %g %Y %h' lib/*; cat lib/* | cksum";
+    let cold = bench.run(sh(script), root).await;
+    assert_eq!(cold.ending, Ending::Exited(0), "{cold:?}");
+    let cold = cold.result.unwrap().stdout_raw;
+    for _ in 0..2 {
+        let warm = bench.run(sh(script), root).await;
+        let warm = warm.result.unwrap().stdout_raw;
+        assert_eq!(
+            String::from_utf8_lossy(&warm),
+            String::from_utf8_lossy(&cold)
+        );
+    }
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let laid = { table.lines() }
+        .filter(|line| line.contains("/stage/behind/parts/") && line.contains("/data "));
+    assert_eq!(
+        laid.count(),
+        1,
+        "it is shown as the store's own file: {table}"
+    );
+}

@@ -72,7 +72,8 @@ impl Contents {
         if size == 0 {
             return Ok(Bytes::new());
         }
-        if let Some(file) = self.at_hand(wanted.digest)? {
+        let at_hand = self.at_hand(wanted.digest);
+        if let Some(file) = at_hand.map_err(|error| self.tell(wanted.digest, error))? {
             match read_cached(&file, offset, size) {
                 Ok(bytes) if bytes.len() == size => {
                     self.watches.read(wanted.digest);
@@ -98,12 +99,23 @@ impl Contents {
         let pins = self.wait_for(request, wanted).await?;
         let store = self.cas.local().clone();
         let read = self.runtime.spawn_blocking(move || {
-            let file = store.open_blob(wanted.digest).ok().flatten();
-            let bytes = read_whole(&file.ok_or(Errno::IO)?, offset, size);
-            drop(pins);
-            bytes
+            // Kept from eviction meanwhile.
+            let _pins = pins;
+            match store.open_blob(wanted.digest)? {
+                Some(file) => read_whole(&file, offset, size).map_err(unread(wanted.digest)),
+                None => Err(unread(wanted.digest)(Errno::NOENT)),
+            }
         });
-        read.await.unwrap_or(Err(Errno::IO))
+        match read.await {
+            Ok(bytes) => bytes.map_err(|error| self.tell(wanted.digest, error)),
+            // The runtime goes down.
+            Err(_) => Err(Errno::IO),
+        }
+    }
+
+    /// Those whose tree holds the content are told that it could not be had, which its reader is by an error at most.
+    fn tell(&self, digest: Digest, error: CasError) -> Errno {
+        failed(self.watches.wait(digest), digest, error)
     }
 
     /// Ends the wait of a request, if it waits.
@@ -114,7 +126,7 @@ impl Contents {
     }
 
     /// The blob's file if it is in the store. Opening it may wait for the disk, never for more.
-    fn at_hand(&self, digest: Digest) -> Result<Option<Arc<File>>, Errno> {
+    fn at_hand(&self, digest: Digest) -> Result<Option<Arc<File>>, CasError> {
         if let Some(file) = self.open.lock().get(&digest) {
             return Ok(Some(file.clone()));
         }
@@ -123,18 +135,11 @@ impl Contents {
         if store.has_doubtful() {
             return Ok(None);
         }
-        match store.open_blob(digest) {
-            Ok(None) => Ok(None),
-            Ok(Some(file)) => {
-                let file = Arc::new(file);
-                self.open.lock().put(digest, file.clone());
-                Ok(Some(file))
-            }
-            Err(error) => {
-                tracing::warn!(blob = %digest, "cannot open an input: {error}");
-                Err(Errno::IO)
-            }
+        let file = store.open_blob(digest)?.map(Arc::new);
+        if let Some(file) = &file {
+            self.open.lock().put(digest, file.clone());
         }
+        Ok(file)
     }
 
     async fn recheck(&self, digest: Digest) {
@@ -176,8 +181,17 @@ impl Contents {
     }
 }
 
+/// The error of a blob that is in the store, and cannot be read there.
+fn unread(digest: Digest) -> impl FnOnce(Errno) -> CasError {
+    move |source| CasError::Disk {
+        action: "read blob",
+        object: digest.to_string(),
+        source: source.into(),
+    }
+}
+
 fn failed(wait: Wait, digest: Digest, error: CasError) -> Errno {
-    tracing::warn!(blob = %digest, "cannot fetch an input that an action reads: {error}");
+    tracing::warn!(blob = %digest, "cannot read or fetch an input that an action reads: {error}");
     let missing = matches!(error, CasError::Missing(_));
     wait.failed((!missing).then_some(error));
     Errno::IO

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use super::nodes::NodeId;
+use super::subtree::LARGE;
 use crate::config::Owner;
 use crate::reapi::Digest;
-use crate::tree::{Directory, file_mode, shown_mode, shown_mtime};
+use crate::tree::{Directory, File, file_mode, shown_mode, shown_mtime};
 
 /// What `stat` says of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,21 +94,42 @@ pub(super) fn find(directory: &Directory, name: &str) -> Option<usize> {
     Some(directories.len() + files.len() + n)
 }
 
-/// What a file or link looks like, wherever it is; `None` for a directory.
-pub(super) fn leaf(directory: &Directory, entry: Entry, owner: Owner) -> Option<Look> {
-    let (content, mode, properties) = match entry {
+/// Whether a file may be shown as the one in the store: large, and with no mode or time of its own.
+pub(super) fn is_large(file: &File) -> bool {
+    let plain =
+        { file.properties.as_deref() }.is_none_or(|p| p.mtime.is_none() && p.unix_mode.is_none());
+    plain && file.digest.size() >= LARGE
+}
+
+/// What a file or link looks like, wherever it is; `None` for a directory. Where files may be mounted out of a store, large ones look
+/// as that has them, whether they are there yet or not: read-only, and of `stored`, who has the store.
+pub(super) fn leaf(
+    directory: &Directory,
+    entry: Entry,
+    owner: Owner,
+    stored: Option<Owner>,
+) -> Option<Look> {
+    let (content, mode, properties, owner) = match entry {
         Entry::Directory(_) => return None,
         Entry::File(n) => {
             let file = directory.files.get(n)?;
-            let mode = file_mode(file.executable);
             let content = Content::File(file.digest, file.executable);
             let properties = file.properties.as_deref();
-            (content, shown_mode(properties, mode), properties)
+            match stored.filter(|_| is_large(file)) {
+                Some(owner) => {
+                    let mode = if file.executable { 0o555 } else { 0o444 };
+                    (content, mode, properties, owner)
+                }
+                None => {
+                    let mode = shown_mode(properties, file_mode(file.executable));
+                    (content, mode, properties, owner)
+                }
+            }
         }
         Entry::Symlink(n) => {
             let link = directory.symlinks.get(n)?;
             let content = Content::Symlink((*link.target).into());
-            (content, 0o777, link.properties.as_deref())
+            (content, 0o777, link.properties.as_deref(), owner)
         }
     };
     Some(Look {

@@ -186,7 +186,7 @@ impl Layers {
     fn mount_over_nothing(&self, layer: &mut Layer) -> Result<(), InputError> {
         let name = format!("new-{}", self.views.fetch_add(1, Ordering::Relaxed));
         let nothing = Subtree::nothing(Digest::empty(DigestFunction::Sha256));
-        let view = self.nodes.show(name, nothing, self.own);
+        let view = self.nodes.show(name, nothing, self.own, false);
         let path = self.layout.shared(&view.name);
         if let Err(error) = layer.mount(&path) {
             self.take_off(&view);

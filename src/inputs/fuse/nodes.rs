@@ -35,7 +35,7 @@ pub(super) const SHARED_NAME: &str = "by-digest";
 /// All nodes.
 pub(super) struct Nodes {
     table: Mutex<Table>,
-    /// The owner of the directories that are in no tree.
+    /// The owner of the directories that are in no tree, and of the store.
     own: Owner,
     /// The root is that of a tree, and there is nothing else.
     plain: bool,
@@ -55,6 +55,8 @@ pub(super) struct View {
     pub(super) name: String,
     pub(super) root: Arc<Subtree>,
     owner: Owner,
+    /// Whose files are mounted over its large ones.
+    stored: Option<Owner>,
     /// Names that the kernel was told of, and may still know.
     told: AtomicU64,
     /// Of what looks like this, one path has the number that all views share.
@@ -62,11 +64,12 @@ pub(super) struct View {
 }
 
 impl View {
-    fn new(name: String, root: Arc<Subtree>, owner: Owner) -> Arc<Self> {
+    fn new(name: String, root: Arc<Subtree>, owner: Owner, stored: Option<Owner>) -> Arc<Self> {
         Arc::new(View {
             name,
             root,
             owner,
+            stored,
             told: AtomicU64::new(0),
             shared: Mutex::default(),
         })
@@ -152,7 +155,7 @@ impl Nodes {
     pub(super) fn of(root: Arc<Subtree>, owner: Owner) -> Self {
         let mut nodes = Nodes::new(owner);
         nodes.plain = true;
-        let view = View::new(String::new(), root.clone(), owner);
+        let view = View::new(String::new(), root.clone(), owner, None);
         let what = What::Directory(Place::new(view, root, ROOT, None));
         // Whatever the kernel forgets, never the root.
         let known = u64::MAX / 2;
@@ -169,9 +172,17 @@ impl Nodes {
         }
     }
 
-    /// Shows a tree in `by-digest`, under a name that was never used before.
-    pub(super) fn show(&self, name: String, root: Arc<Subtree>, owner: Owner) -> Arc<View> {
-        let view = View::new(name.clone(), root.clone(), owner);
+    /// Shows a tree in `by-digest`, under a name that was never used before. If it is `laid`, files of the store will be mounted over its
+    /// large ones.
+    pub(super) fn show(
+        &self,
+        name: String,
+        root: Arc<Subtree>,
+        owner: Owner,
+        laid: bool,
+    ) -> Arc<View> {
+        let stored = laid.then_some(self.own);
+        let view = View::new(name.clone(), root.clone(), owner, stored);
         let mut table = self.table.lock();
         let id = table.number();
         table.views.insert(name, id);
@@ -196,7 +207,7 @@ impl Nodes {
         if place.view.told() > 0 {
             return Err(Errno::BUSY);
         }
-        place.view = View::new(name.to_owned(), root.clone(), owner);
+        place.view = View::new(name.to_owned(), root.clone(), owner, None);
         place.subtree = root;
         Ok(())
     }
@@ -386,7 +397,7 @@ impl Table {
         let place = self.place(parent)?;
         let view = place.view.clone();
         let key = index as u32;
-        let look = entry::leaf(&place.subtree.directory, entry, view.owner);
+        let look = entry::leaf(&place.subtree.directory, entry, view.owner, view.stored);
         let mut look = look.ok_or(Errno::NOENT)?;
         let (new, shared) = match place.leaves.get(&key) {
             Some(known) => (false, known.is_some()),
@@ -495,7 +506,8 @@ mod tests {
             file("b", b"same"),
             file("other", b"other"),
         ];
-        let view = nodes.show(name.to_owned(), directory(&files, &[("sub", sub)]), OWNER);
+        let root = directory(&files, &[("sub", sub)]);
+        let view = nodes.show(name.to_owned(), root, OWNER, false);
         (view, id(nodes, SHARED, name))
     }
 

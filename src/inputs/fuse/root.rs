@@ -125,12 +125,12 @@ impl Root {
             }
         } else {
             upper::prepare(&self.upper, &self.upper, subtree, ways, owner)?;
-            let whole = views.shared(subtree, owner);
+            let whole = views.shared(subtree, owner, false);
             shown.views.push(whole.clone());
             shown.layer.mount(&whole.path)?;
         }
         for part in parts {
-            let view = views.shared(&part.subtree, owner);
+            let view = views.shared(&part.subtree, owner, true);
             mounts::attach(views.part(&view)?, &self.path.join(&part.path))?;
             shown.views.push(view);
         }

@@ -2,7 +2,8 @@
 //! what an earlier one has touched.
 //!
 //! A view is a directory of the file system ([`super::nodes`]). One that is shown *within* roots is mounted at a place of
-//! its own, with its large local blobs mounted over their paths, so that one clone shows all of it. Views that were
+//! its own, with its large local blobs mounted over their paths, so that one clone shows all of it; its large files look the same
+//! where they are not local yet, for what a command does must not depend on that. Views that were
 //! used longest ago go when the kernel keeps too many names for them.
 
 use std::collections::HashSet;
@@ -15,17 +16,19 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
+use super::entry::is_large;
 use super::layout::Layout;
 use super::mounts::{self, failed};
 use super::nodes::{Nodes, View};
 use super::pinned::Pinning;
 use super::plan::below;
-use super::subtree::{LARGE, Subtree};
+use super::subtree::Subtree;
+use crate::beneath::modified;
 use crate::cas::LocalStore;
 use crate::config::Owner;
 use crate::inputs::InputError;
 use crate::reapi::Digest;
-use crate::tree::File;
+use crate::tree::{File, shown_mtime};
 
 /// Names that the kernel keeps for views that nobody uses: each takes it about one KiB.
 const NAMES: u64 = 200_000;
@@ -47,7 +50,8 @@ pub(super) struct Views {
     names: u64,
 }
 
-type Key = (Digest, Owner);
+/// With whether it is shown within roots.
+type Key = (Digest, Owner, bool);
 
 /// A view that is kept.
 pub(super) struct Kept {
@@ -82,8 +86,8 @@ impl Views {
         }
     }
 
-    /// The view of a directory, for actions of this owner.
-    pub(super) fn shared(&self, subtree: &Arc<Subtree>, owner: Owner) -> Arc<Kept> {
+    /// The view of a directory, for actions of this owner: to lie beneath their roots, or to be shown `within` them.
+    pub(super) fn shared(&self, subtree: &Arc<Subtree>, owner: Owner, within: bool) -> Arc<Kept> {
         let mut kept = self.kept.lock();
         let make = || {
             let number = self.numbers.fetch_add(1, Ordering::Relaxed);
@@ -92,15 +96,16 @@ impl Views {
             let name = format!("{}-{}.{number}", digest.hash_hex(), digest.size());
             let path = self.layout.shared(&name);
             Arc::new(Kept {
-                view: self.nodes.show(name, subtree.clone(), owner),
+                view: self.nodes.show(name, subtree.clone(), owner, within),
                 path,
                 place: Mutex::new(None),
             })
         };
-        kept.get_or_insert((subtree.digest, owner), make).clone()
+        kept.get_or_insert((subtree.digest, owner, within), make)
+            .clone()
     }
 
-    /// A clone of a view's mount, to be mounted in a root.
+    /// A clone of a view's mount, to be mounted within a root.
     pub(super) fn part(&self, kept: &Kept) -> Result<rustix::fd::OwnedFd, InputError> {
         let mut place = kept.place.lock();
         let mounted = match &mut *place {
@@ -215,6 +220,14 @@ impl Views {
         let Some(shown) = self.layout.blob(&blob) else {
             return Ok(false);
         };
+        // The time of its download is nobody's concern; it has the one that it has elsewhere.
+        let (seconds, nanos) = shown_mtime(None);
+        let times = modified(seconds, nanos.into());
+        match rustix::fs::utimensat(CWD, &blob, &times, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return Ok(false),
+            Err(error) => return Err(failed("set the time of", blob.display())(error)),
+        }
         match mounts::clone(&shown) {
             Ok(mount) => mounts::attach(mount, at).map(|()| true),
             // Evicted since, or removed by hand: it is read as any other file.
@@ -242,11 +255,4 @@ pub(super) fn introduce(at: &std::path::Path, subtree: &Subtree) -> Result<(), I
         Some(Err(error)) => Err(failed("list", at.display())(error)),
         _ => Ok(()),
     }
-}
-
-/// Whether a file is shown as the one in the store: large, and with no mode or time of its own.
-fn is_large(file: &File) -> bool {
-    let plain =
-        { file.properties.as_deref() }.is_none_or(|p| p.mtime.is_none() && p.unix_mode.is_none());
-    plain && file.digest.size() >= LARGE
 }
