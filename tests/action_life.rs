@@ -250,11 +250,38 @@ async fn outputs_that_cannot_be_are_refused_by_name() {
         ..sh("mkfifo pipe; echo said")
     };
     let finished = bench.run(command, bench.root(&[])).await;
-    let Ending::BadRequest(text) = &finished.ending else {
+    let Ending::BadOutput(text) = &finished.ending else {
         panic!("{finished:?}")
     };
     assert!(text.contains("pipe"), "{text}");
     assert_eq!(&finished.result.unwrap().stdout_raw[..], b"said\n");
+}
+
+#[tokio::test]
+#[allow(deprecated)]
+async fn outputs_of_the_other_kind_are_the_command_s_fault_and_not_the_request_s() {
+    let bench = Bench::new(|_| {});
+    for (files, directories, script) in [
+        (vec!["out".to_owned()], vec![], "echo said; mkdir out"),
+        (
+            vec![],
+            vec!["out".to_owned()],
+            "echo said; rm -rf out; echo > out",
+        ),
+    ] {
+        let command = re::Command {
+            output_files: files,
+            output_directories: directories,
+            ..sh(script)
+        };
+        let finished = bench.run(command, bench.root(&[])).await;
+        assert!(
+            matches!(&finished.ending, Ending::BadOutput(text) if text.contains("out")),
+            "{script}: {finished:?}"
+        );
+        assert!(!finished.cacheable);
+        assert_eq!(&finished.result.unwrap().stdout_raw[..], b"said\n");
+    }
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use common::{Bench, F, action, lease, sh};
 use faulty_cas::FaultyCas;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 fn message(server: &FaultyCas, message: &impl Message) -> boxwright::reapi::Digest {
     server.put(Bytes::from(message.encode_to_vec()))
@@ -113,6 +114,112 @@ async fn every_call_for_an_action_names_it_and_who_asked() {
             assert_eq!(tool.tool_name, "boxwright", "{call}");
         }
     }
+}
+
+#[tokio::test]
+async fn an_upload_that_is_refused_for_good_is_no_failure_of_the_worker() {
+    let server = FaultyCas::start().await;
+    let bench = Bench::with_remote(Some(Arc::new(server.client())), |_| {});
+    let run = async |size: usize| {
+        let command = re::Command {
+            output_paths: vec!["out".into()],
+            ..sh(&format!("head -c {size} /dev/zero > out"))
+        };
+        bench.run(command, bench.root(&[])).await.ending
+    };
+    let fails = |code| {
+        server.faults(|faults| {
+            faults.fail.insert("BatchUpdateBlobs", (code, u32::MAX));
+            faults.fail.insert("Write", (code, u32::MAX));
+        });
+    };
+    for (size, code) in [
+        (5_000, Code::InvalidArgument),
+        (6_000_000, Code::OutOfRange),
+        (5_001, Code::FailedPrecondition),
+    ] {
+        fails(code);
+        let ending = run(size).await;
+        let Ending::Refused(why) = &ending else {
+            panic!("{ending:?}")
+        };
+        assert!(
+            why.contains("as the test wants it") && why.contains(&server.address),
+            "{why}"
+        );
+    }
+    // That is said of the worker, or passes.
+    for (size, code) in [
+        (5_002, Code::PermissionDenied),
+        (5_003, Code::Unauthenticated),
+        (6_000_001, Code::Internal),
+    ] {
+        fails(code);
+        let ending = run(size).await;
+        assert!(matches!(ending, Ending::Infrastructure(_)), "{ending:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_output_larger_than_the_remote_takes_is_refused_with_its_bound() {
+    let server = FaultyCas::start().await;
+    server.state.capabilities.lock().max_cas_blob_size_bytes = 4000;
+    let bench = Bench::with_remote(Some(Arc::new(server.client())), |_| {});
+    for size in [5_000, 6_000_000] {
+        let command = re::Command {
+            output_paths: vec!["out".into()],
+            ..sh(&format!("head -c {size} /dev/zero > out"))
+        };
+        let finished = bench.run(command, bench.root(&[])).await;
+        let Ending::Refused(why) = &finished.ending else {
+            panic!("{finished:?}")
+        };
+        assert!(why.contains("4000 bytes"), "{why}");
+        assert!(!finished.cacheable && finished.result.is_none());
+    }
+}
+
+/// An action that reads a file which is said to be larger than the store of the bench.
+fn too_large(server: &FaultyCas) -> re::Action {
+    let digest = re::Digest {
+        hash: F.digest(b"never read").hash_hex(),
+        size_bytes: 2 << 30,
+    };
+    let large = boxwright::reapi::Digest::from_proto(F, Some(&digest)).unwrap();
+    let content = faulty_cas::Content::Pattern(2 << 30);
+    server.state.blobs.lock().insert(large, content);
+    let root = re::Directory {
+        files: vec![node("large", large)],
+        ..Default::default()
+    };
+    action(
+        message(server, &sh("cat large; true")),
+        message(server, &root),
+    )
+}
+
+#[tokio::test]
+async fn inputs_that_do_not_fit_into_the_store_are_refused_with_its_bound() {
+    let server = FaultyCas::start().await;
+    let remote = || Some(Arc::new(server.client()) as Arc<dyn boxwright::cas::BlobSource>);
+    let benches = [
+        Some(Bench::with_remote(remote(), |_| {})),
+        Bench::fuse(remote(), |_| {}),
+    ];
+    for bench in benches.into_iter().flatten() {
+        let kept = bench.put(b"kept");
+        let finished = bench
+            .run_action(too_large(&server), CancellationToken::new())
+            .await;
+        let Ending::Refused(why) = &finished.ending else {
+            panic!("{finished:?}")
+        };
+        for word in ["2.0GiB", "cas-quota-high", "max-input-bytes"] {
+            assert!(why.contains(word), "{why}");
+        }
+        assert!(bench.store.contains(kept), "nothing is evicted for it");
+    }
+    assert_eq!(server.calls("Read"), 0);
 }
 
 #[tokio::test]

@@ -27,6 +27,11 @@ pub enum Ending {
     },
     /// The command went beyond a bound of the worker's (outputs, disk); the text names it.
     LimitExceeded(String),
+    /// The command left something where an output was declared that cannot be that output; the text names it.
+    BadOutput(String),
+    /// A CAS does not take the action's inputs or outputs, and would not if it was run again: the local one has not that much
+    /// room, or the remote one said no for good. The text says which and why.
+    Refused(String),
     /// The action cannot be run as it is, anywhere; the text names the offending part.
     BadRequest(String),
     /// The action asks for something that this worker does not offer; the text names it.
@@ -73,6 +78,8 @@ impl Ending {
             Ending::TimedOut { .. } => "timed-out",
             Ending::OutOfMemory { .. } => "out-of-memory",
             Ending::LimitExceeded(_) => "limit-exceeded",
+            Ending::BadOutput(_) => "bad-output",
+            Ending::Refused(_) => "refused",
             Ending::BadRequest(_) => "bad-request",
             Ending::Unsupported(_) => "unsupported",
             Ending::MissingInputs(_) => "missing-inputs",

@@ -2,7 +2,7 @@
 //! comes back once. To find out, the CAS is asked which it lacks; nothing is fetched.
 
 use super::Ending;
-use super::resolve::from_cas;
+use super::failures::from_upload;
 use crate::cas::{Cas, CasError};
 use crate::inputs::named;
 use crate::reapi::Digest;
@@ -36,7 +36,7 @@ pub(super) async fn from_publish(cas: &Cas, tree: &Tree, error: CasError) -> End
             Some(met) => with_the_rest(cas, tree, met).await,
             None => Ending::Infrastructure(CasError::Missing(digests).to_string()),
         },
-        error => from_cas(error, |_| "an output".to_owned()),
+        error => from_upload(error),
     }
 }
 

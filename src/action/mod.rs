@@ -4,6 +4,7 @@
 mod command;
 mod conclude;
 pub mod ending;
+mod failures;
 mod isolation;
 mod live;
 mod missing;

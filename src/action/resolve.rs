@@ -7,6 +7,7 @@ use std::time::Duration;
 use prost::Message;
 
 use super::command::{self, CheckedCommand};
+use super::failures::{from_cas, from_tree};
 use super::platform::{self, Demand, read_only};
 use super::{Ending, missing, settings::Settings};
 use crate::cas::{Cas, CasError};
@@ -15,7 +16,7 @@ use crate::reapi::status::MissingBlob;
 use crate::reapi::{Digest, time};
 use crate::sandbox::Level;
 use crate::scheduler::Lease;
-use crate::tree::{self, MergeError, Tree, TreeError, TreeStore};
+use crate::tree::{self, MergeError, Tree, TreeStore};
 
 /// The largest Action message that is read, in bytes. Real ones have a few hundred.
 const MAX_ACTION: u64 = 1 << 20;
@@ -216,33 +217,6 @@ fn timeout(
         .timeout_asked
         .map(|length| (length, "its platform property `timeout`"));
     Ok(bounds.into_iter().chain([property]).flatten().min())
-}
-
-/// The class of a failure of the CAS; `what` names a missing blob.
-pub(super) fn from_cas(error: CasError, what: impl Fn(Digest) -> String) -> Ending {
-    match error {
-        CasError::Missing(digests) => Ending::MissingInputs(
-            digests
-                .into_iter()
-                .map(|digest| MissingBlob {
-                    digest,
-                    what: what(digest),
-                })
-                .collect(),
-        ),
-        CasError::TooLarge { .. } => Ending::BadRequest(error.to_string()),
-        error => Ending::Infrastructure(error.to_string()),
-    }
-}
-
-fn from_tree(error: TreeError) -> Ending {
-    match error {
-        TreeError::Invalid { .. } | TreeError::TooLarge { .. } => {
-            Ending::BadRequest(error.to_string())
-        }
-        TreeError::Missing(missing) => Ending::MissingInputs(missing),
-        TreeError::Cas(error) => from_cas(error, |_| "an input directory".to_owned()),
-    }
 }
 
 #[cfg(test)]

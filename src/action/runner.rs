@@ -8,6 +8,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::conclude::{conclude, left_out};
+use super::failures::{from_inputs, from_outputs};
 use super::isolation::isolation;
 use super::publish::{self, Stream};
 use super::report;
@@ -199,7 +200,7 @@ impl Runner {
             .inputs
             .stage(request)
             .await
-            .map_err(from_inputs)?;
+            .map_err(|error| self.ending_of_inputs(error, resolved))?;
         journey.record.stage = begun.elapsed();
         journey.record.input_files = resolved.tree.nodes;
         journey.record.input_bytes = resolved.tree.bytes;
@@ -332,16 +333,12 @@ impl Runner {
         // What cannot be an output is the command's fault: its streams are still worth reading.
         let (mut collected, ending) = match collected {
             Ok(collected) => (collected, ending),
-            Err(refused @ OutputError::Refused { .. }) => (
-                Collected::default(),
-                Ending::BadRequest(refused.to_string()),
-            ),
-            Err(beyond @ OutputError::Limit { .. }) => (
-                Collected::default(),
-                Ending::LimitExceeded(beyond.to_string()),
-            ),
-            Err(OutputError::Cancelled) => return Err(Ending::Cancelled),
-            Err(error) => return Err(Ending::Infrastructure(error.to_string())),
+            Err(error) => match from_outputs(error) {
+                theirs @ (Ending::BadOutput(_) | Ending::LimitExceeded(_)) => {
+                    (Collected::default(), theirs)
+                }
+                ending => return Err(ending),
+            },
         };
         let streams = [stdout.digest, stderr.digest];
         let blobs: Vec<Digest> = collected
@@ -402,9 +399,13 @@ impl Runner {
         asked.unwrap_or(self.parts.settings.input_report)
     }
 
+    fn ending_of_inputs(&self, error: InputError, resolved: &Resolved) -> Ending {
+        from_inputs(error, &resolved.tree, self.parts.cas.local().largest_blob())
+    }
+
     /// How an action ends whose command could not read an input.
     async fn troubled(&self, trouble: InputError, resolved: &Resolved) -> Ending {
-        match from_inputs(trouble) {
+        match self.ending_of_inputs(trouble, resolved) {
             Ending::MissingInputs(met) => {
                 missing::with_the_rest(&self.parts.cas, &resolved.tree, met).await
             }
@@ -467,17 +468,6 @@ async fn or_cancelled<T>(
         biased;
         () = cancel.cancelled() => Err(Ending::Cancelled),
         done = phase => done,
-    }
-}
-
-fn from_inputs(error: InputError) -> Ending {
-    match error {
-        InputError::Missing(missing) => Ending::MissingInputs(missing),
-        InputError::Directory { .. } => Ending::BadRequest(error.to_string()),
-        InputError::Disk { .. } | InputError::Unreadable { .. } | InputError::Ended => {
-            Ending::Infrastructure(error.to_string())
-        }
-        InputError::Cas(error) => resolve::from_cas(error, |_| "an input file".to_owned()),
     }
 }
 

@@ -98,6 +98,8 @@ pub fn action_line(record: &ActionRecord) {
         Ending::Signalled(signal) => (None, Some(format!("signal {signal}"))),
         Ending::TimedOut { after, .. } => (None, Some(format!("after {after:?}"))),
         Ending::LimitExceeded(why)
+        | Ending::BadOutput(why)
+        | Ending::Refused(why)
         | Ending::BadRequest(why)
         | Ending::Unsupported(why)
         | Ending::Infrastructure(why) => (None, Some(why.chars().take(1000).collect())),
@@ -194,6 +196,8 @@ mod tests {
                 limit: Some(64 << 20),
             },
             Ending::LimitExceeded("more than 5 outputs".into()),
+            Ending::BadOutput("output \"x\" is a directory".into()),
+            Ending::Refused("no room".into()),
             Ending::BadRequest("output path \"../x\" leaves the input root".into()),
             Ending::Unsupported("network=off".into()),
             Ending::MissingInputs(vec![blob]),
@@ -238,7 +242,7 @@ mod tests {
             };
             action_line(&ActionRecord::of(&nameless, 0));
         });
-        assert_eq!(text.lines().count(), 13);
+        assert_eq!(text.lines().count(), 15);
         insta::assert_snapshot!(text);
     }
 }

@@ -161,6 +161,9 @@ pub(super) fn what(stat: &Stat) -> &'static str {
     }
 }
 
+/// REAPI, ActionResult.output_files: "If an output listed in `output_files` was found, but was a directory rather than a regular
+/// file, the server will return a FAILED_PRECONDITION", and the same the other way round. It says so too of links by what they
+/// point to; those are never followed here, and are what they are.
 fn matches_declaration(output: &OutputPath, thing: &Thing) -> Result<(), OutputError> {
     let problem = match (output.kind, thing) {
         (OutputKind::File, Thing::Directory) => {

@@ -71,6 +71,13 @@ impl Tree {
             .collect()
     }
 
+    /// The bytes of those, which a store needs that is to hold all of them at once.
+    pub(crate) fn distinct_bytes(&self) -> u64 {
+        let blobs = self.blobs();
+        let sizes = blobs.iter().map(|wanted| wanted.digest.size());
+        sizes.fold(0, u64::saturating_add)
+    }
+
     /// One path for each of these blobs that the tree holds as a file, found in one walk.
     pub fn paths_of(&self, digests: &[Digest]) -> HashMap<Digest, String> {
         let mut wanted: HashSet<Digest> = digests.iter().copied().collect();

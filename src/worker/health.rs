@@ -92,7 +92,8 @@ impl Health {
             | Ending::Signalled(_)
             | Ending::TimedOut { .. }
             | Ending::OutOfMemory { .. }
-            | Ending::LimitExceeded(_) => {
+            | Ending::LimitExceeded(_)
+            | Ending::BadOutput(_) => {
                 self.failed.clear();
                 self.trying = false;
                 self.relapses = 0;
@@ -101,8 +102,9 @@ impl Health {
                     None => Change::None,
                 }
             }
-            // These say nothing of the machine: no command was run.
+            // These say nothing of the machine.
             Ending::BadRequest(_)
+            | Ending::Refused(_)
             | Ending::Unsupported(_)
             | Ending::MissingInputs(_)
             | Ending::Cancelled

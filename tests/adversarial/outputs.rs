@@ -66,7 +66,7 @@ pub(crate) async fn all(lab: &Lab) -> Vec<String> {
         let said = String::from_utf8_lossy(&result.stdout_raw);
         let refused = matches!(
             finished.ending,
-            Ending::BadRequest(_) | Ending::LimitExceeded(_)
+            Ending::BadOutput(_) | Ending::LimitExceeded(_)
         );
         let sound = said.starts_with("ALLOWED")
             && result.output_files.is_empty()

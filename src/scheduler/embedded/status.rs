@@ -38,7 +38,7 @@ pub(super) fn response(finished: Finished) -> re::ExecuteResponse {
         | Ending::Signalled(_)
         | Ending::TimedOut { .. }
         | Ending::OutOfMemory { .. }
-        | Ending::BadRequest(_)
+        | Ending::BadOutput(_)
         | Ending::LimitExceeded(_) => result,
         _ => None,
     };
@@ -77,7 +77,9 @@ fn of_ending(ending: &Ending) -> rpc::Status {
             status(Code::DeadlineExceeded, timed_out(*after, bound_of))
         }
         Ending::OutOfMemory { limit } => status(Code::FailedPrecondition, out_of_memory(*limit)),
-        Ending::LimitExceeded(what) => status(Code::FailedPrecondition, what),
+        Ending::LimitExceeded(what) | Ending::BadOutput(what) | Ending::Refused(what) => {
+            status(Code::FailedPrecondition, what)
+        }
         Ending::BadRequest(what) => status(Code::InvalidArgument, what),
         Ending::Unsupported(what) => status(Code::FailedPrecondition, what),
         Ending::MissingInputs(blobs) => missing_blobs(
@@ -170,7 +172,13 @@ mod tests {
                 Code::FailedPrecondition,
                 true,
             ),
-            (Ending::BadRequest("x".into()), Code::InvalidArgument, true),
+            (
+                Ending::BadOutput("x".into()),
+                Code::FailedPrecondition,
+                true,
+            ),
+            (Ending::BadRequest("x".into()), Code::InvalidArgument, false),
+            (Ending::Refused("x".into()), Code::FailedPrecondition, false),
             (
                 Ending::Unsupported("x".into()),
                 Code::FailedPrecondition,

@@ -14,8 +14,9 @@
 //! | timed out | DEADLINE_EXCEEDED | what there is |
 //! | out of memory | FAILED_PRECONDITION | what there is |
 //! | limit exceeded | FAILED_PRECONDITION | what there is |
-//! | bad request | INVALID_ARGUMENT | what there is |
-//! | unsupported | FAILED_PRECONDITION | no |
+//! | bad output | FAILED_PRECONDITION | what there is |
+//! | bad request | INVALID_ARGUMENT | no |
+//! | unsupported, refused by a CAS | FAILED_PRECONDITION | no |
 //! | missing inputs | FAILED_PRECONDITION, every blob a MISSING violation | no |
 //! | infrastructure, preempted | UNAVAILABLE | no |
 //! | cancelled | CANCELLED | no |
@@ -97,8 +98,11 @@ pub(super) fn report(finished: Finished) -> Report {
         Ending::LimitExceeded(what) => {
             (status(Code::FailedPrecondition, what), result.map(partial))
         }
-        Ending::BadRequest(what) => (status(Code::InvalidArgument, what), result.map(partial)),
-        Ending::Unsupported(what) => (status(Code::FailedPrecondition, what), None),
+        Ending::BadOutput(what) => (status(Code::FailedPrecondition, what), result.map(partial)),
+        Ending::BadRequest(what) => (status(Code::InvalidArgument, what), None),
+        Ending::Unsupported(what) | Ending::Refused(what) => {
+            (status(Code::FailedPrecondition, what), None)
+        }
         Ending::MissingInputs(blobs) => (missing(&blobs), None),
         Ending::Infrastructure(what) => (status(Code::Unavailable, what), None),
         Ending::Cancelled => (status(Code::Cancelled, "the action was cancelled"), None),
@@ -227,10 +231,12 @@ mod tests {
                 Some(137),
             ),
             (
-                Ending::BadRequest("x".into()),
-                Code::InvalidArgument,
+                Ending::BadOutput("x".into()),
+                Code::FailedPrecondition,
                 Some(137),
             ),
+            (Ending::BadRequest("x".into()), Code::InvalidArgument, None),
+            (Ending::Refused("x".into()), Code::FailedPrecondition, None),
             (
                 Ending::Unsupported("x".into()),
                 Code::FailedPrecondition,
