@@ -2,7 +2,7 @@
 //! to the next as data, and the first phase that fails ends the action with its class.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -266,8 +266,10 @@ impl Runner {
             .unwrap_or_default();
         // REAPI, of this field: the server "MAY extend or reduce it to account for delays or speedups that occur during
         // execution itself (e.g., lazily loading data from the Content Addressable Storage".
-        let waited = waited.map_or(Duration::ZERO, |waited| waited());
-        metadata.virtual_execution_duration = Some(time::duration(ran.saturating_sub(waited)));
+        let stalled = waited.map(|waited| waited());
+        let own = ran.saturating_sub(stalled.unwrap_or_default());
+        metadata.virtual_execution_duration = Some(time::duration(own));
+        journey.record.stalled = stalled;
         metadata
             .auxiliary_metadata
             .extend(usage::messages(&outcome.usage));
@@ -473,6 +475,8 @@ async fn or_cancelled<T>(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::time::Duration;
+
     use super::super::Strategies;
     use super::*;
     use crate::sandbox::Level;
