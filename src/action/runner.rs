@@ -328,7 +328,7 @@ impl Runner {
         let gathered = self.gather(request, function, outcome, notice).await?;
         let Gathered {
             collected,
-            held,
+            mut held,
             stdout,
             stderr,
         } = gathered;
@@ -350,6 +350,12 @@ impl Runner {
             .chain(streams.into_iter().flatten())
             .chain(report.as_ref().and_then(|report| report.digest))
             .collect();
+        if self.parts.cas.has_source() {
+            // Its reader is the scheduler, who shares that CAS.
+            let (digest, content, named) = usage::blob(&journey.record.usage, function);
+            held.bring(digest, content);
+            journey.metadata.auxiliary_metadata.push(named);
+        }
         or_cancelled(journey.cancel, async {
             let cas = &self.parts.cas;
             match cas.publish_held(&blobs, &held).await {
