@@ -8,6 +8,8 @@ mod faulty_cas;
 use std::sync::Arc;
 
 use boxwright::action::Ending;
+use boxwright::reapi::any::unpack;
+use boxwright::reapi::proto::buildbox::ExecutionStatistics;
 use boxwright::reapi::proto::re;
 use boxwright::scheduler::Lease;
 use bytes::Bytes;
@@ -114,6 +116,35 @@ async fn every_call_for_an_action_names_it_and_who_asked() {
             assert_eq!(tool.tool_name, "boxwright", "{call}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_a_command_used_is_in_a_blob_too_where_buildgrid_looks_for_it() {
+    let server = FaultyCas::start().await;
+    let bench = Bench::with_remote(Some(Arc::new(server.client())), |_| {});
+    let finished = bench.run(sh("true"), bench.root(&[])).await;
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    let metadata = finished.result.unwrap().execution_metadata.unwrap();
+    let messages = &metadata.auxiliary_metadata;
+    let named: Vec<re::Digest> = { messages.iter() }
+        .filter_map(|any| unpack(any).map(Result::unwrap))
+        .collect();
+    let [named] = &named[..] else {
+        panic!("{messages:?}")
+    };
+    let digest = boxwright::reapi::Digest::from_proto(F, Some(named)).unwrap();
+    let blob = server.get(digest).expect("the remote has it");
+    let inner = prost_types::Any::decode(blob).unwrap();
+    let by_blob: ExecutionStatistics = unpack(&inner).unwrap().unwrap();
+    let direct: Vec<ExecutionStatistics> = { messages.iter() }
+        .filter_map(|any| unpack(any).map(Result::unwrap))
+        .collect();
+    assert_eq!([by_blob], direct[..]);
+    assert!(by_blob.command_rusage.unwrap().maxrss > 0);
+    // It costs one call, and no file.
+    let calls = ["FindMissingBlobs", "BatchUpdateBlobs"].map(|name| server.calls(name));
+    assert_eq!(calls, [0, 1]);
+    assert!(!bench.store.contains(digest));
 }
 
 #[tokio::test]

@@ -15,12 +15,39 @@ use boxwright::reapi::proto::re;
 use bytes::Bytes;
 use common::{Bench, F, action, sh};
 use faulty_cas::{FaultyCas, blob};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 /// A worker whose CAS is `cas`, with this patience.
 fn bench(cas: &FaultyCas, retries: u32, patience: Duration) -> Option<Bench> {
     Bench::fuse(Some(Arc::new(cas.client_with(retries, patience))), |_| {})
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn subscriber(self) -> impl tracing::Subscriber + Send + Sync {
+        tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || self.clone())
+            .finish()
+    }
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(text);
+        Ok(text.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A root whose files the worker does not have.
@@ -312,7 +339,10 @@ async fn the_time_spent_waiting_for_inputs_is_not_the_commands_own() {
     let slow = cas.put(Bytes::from_static(b"slow\n"));
     let root = root(&bench, &[("slow", slow)]);
     let begun = Instant::now();
+    let log = Log::default();
+    let logged = tracing::subscriber::set_default(log.clone().subscriber());
     let finished = bench.run(sh("cat slow"), root).await;
+    drop(logged);
     let took = begun.elapsed();
     assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
     let metadata = finished.result.unwrap().execution_metadata.unwrap();
@@ -322,6 +352,14 @@ async fn the_time_spent_waiting_for_inputs_is_not_the_commands_own() {
     assert!(
         own + Duration::from_millis(1000) < took,
         "{own:?} of {took:?}"
+    );
+    // The action's line in the log says it too.
+    let log = log.text();
+    let stalled = log.split("stall_ms=").nth(1).expect(&log);
+    let stalled: u64 = stalled.split(' ').next().unwrap().parse().unwrap();
+    assert!(
+        stalled >= 1000 && u128::from(stalled) <= took.as_millis(),
+        "{log}"
     );
 }
 

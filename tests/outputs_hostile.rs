@@ -553,13 +553,36 @@ fn node_properties_are_reported_when_asked_for() {
     let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 5_000);
     file.set_modified(time).unwrap();
     world.request.node_properties = vec!["mtime".into(), "unix_mode".into(), "other".into()];
-    let collected = world.collect_any(&["dir"]).unwrap();
+    for link in ["dir/link", "link"] {
+        use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+        symlink("file", world.path(link)).unwrap();
+        let time = Timespec {
+            tv_sec: 1_200_000_000,
+            tv_nsec: 7_000,
+        };
+        let times = Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        utimensat(CWD, world.path(link), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    }
+    let collected = world.collect_any(&["dir", "link"]).unwrap();
     let tree = world.tree(&collected.result, "dir").root.unwrap();
     let file = tree.files[0].node_properties.as_ref().unwrap();
     assert_eq!(file.unix_mode, Some(0o640));
     let time = file.mtime.as_ref().unwrap();
     assert_eq!((time.seconds, time.nanos), (1_000_000_000, 5_000));
     assert_eq!(tree.node_properties.unwrap().unix_mode, Some(0o750));
+    let alone = &collected.result.output_symlinks[0].node_properties;
+    for link in [alone, &tree.symlinks[0].node_properties] {
+        let link = link.as_ref().unwrap();
+        let time = link.mtime.as_ref().unwrap();
+        assert_eq!((time.seconds, time.nanos), (1_200_000_000, 7_000));
+        assert_eq!(
+            link.unix_mode, None,
+            "it would be given to what it points to"
+        );
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! to the next as data, and the first phase that fails ends the action with its class.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -266,8 +266,10 @@ impl Runner {
             .unwrap_or_default();
         // REAPI, of this field: the server "MAY extend or reduce it to account for delays or speedups that occur during
         // execution itself (e.g., lazily loading data from the Content Addressable Storage".
-        let waited = waited.map_or(Duration::ZERO, |waited| waited());
-        metadata.virtual_execution_duration = Some(time::duration(ran.saturating_sub(waited)));
+        let stalled = waited.map(|waited| waited());
+        let own = ran.saturating_sub(stalled.unwrap_or_default());
+        metadata.virtual_execution_duration = Some(time::duration(own));
+        journey.record.stalled = stalled;
         metadata
             .auxiliary_metadata
             .extend(usage::messages(&outcome.usage));
@@ -326,7 +328,7 @@ impl Runner {
         let gathered = self.gather(request, function, outcome, notice).await?;
         let Gathered {
             collected,
-            held,
+            mut held,
             stdout,
             stderr,
         } = gathered;
@@ -348,6 +350,12 @@ impl Runner {
             .chain(streams.into_iter().flatten())
             .chain(report.as_ref().and_then(|report| report.digest))
             .collect();
+        if self.parts.cas.has_source() {
+            // Its reader is the scheduler, who shares that CAS.
+            let (digest, content, named) = usage::blob(&journey.record.usage, function);
+            held.bring(digest, content);
+            journey.metadata.auxiliary_metadata.push(named);
+        }
         or_cancelled(journey.cancel, async {
             let cas = &self.parts.cas;
             match cas.publish_held(&blobs, &held).await {
@@ -473,6 +481,8 @@ async fn or_cancelled<T>(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::time::Duration;
+
     use super::super::Strategies;
     use super::*;
     use crate::sandbox::Level;

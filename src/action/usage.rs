@@ -1,18 +1,28 @@
-//! What a command used, as part of its result: in BuildBox's form, which BuildGrid reads for its metering, and in a
-//! message of our own for what that has no field for.
+//! What a command used, as part of its result: in BuildBox's form, and in a message of our own for what that has no field
+//! for. BuildGrid reads BuildBox's form for its metering, but only by way of a blob in the CAS; who has no such blob to follow
+//! reads the message that is in the result itself.
 
+use bytes::Bytes;
+use prost::Message;
 use prost_types::Any;
 
 use crate::reapi::any::pack;
 use crate::reapi::proto::boxwright::CommandUsage;
 use crate::reapi::proto::buildbox::ExecutionStatistics;
 use crate::reapi::proto::buildbox::execution_statistics::ProcessResourceUsage;
-use crate::reapi::time;
+use crate::reapi::{Digest, DigestFunction, time};
 use crate::sandbox::Usage;
 
 /// The messages for `ExecutedActionMetadata.auxiliary_metadata`.
 pub(super) fn messages(usage: &Usage) -> [Any; 2] {
     [pack(&statistics(usage)), pack(&own(usage))]
+}
+
+/// The same as a blob, as BuildGrid wants it: an `Any` of the statistics, named by an `Any` of its Digest among the messages.
+pub(super) fn blob(usage: &Usage, function: DigestFunction) -> (Digest, Bytes, Any) {
+    let content = Bytes::from(pack(&statistics(usage)).encode_to_vec());
+    let digest = function.digest(&content);
+    (digest, content, pack(&digest.to_proto()))
 }
 
 /// BuildBox's form is that of `getrusage`. CPU time is the most complete that is known, memory is that of one process, in KiB.

@@ -32,6 +32,8 @@ pub struct ActionRecord {
     pub stage: Duration,
     /// From the command's start to the death of its last process.
     pub execute: Duration,
+    /// How much of that the command waited for inputs that were not local; `None` if they all were.
+    pub stalled: Option<Duration>,
     /// Collecting and uploading outputs.
     pub publish: Duration,
     /// From lease to result.
@@ -65,6 +67,7 @@ impl ActionRecord {
             resolve: Duration::ZERO,
             stage: Duration::ZERO,
             execute: Duration::ZERO,
+            stalled: None,
             publish: Duration::ZERO,
             total: Duration::ZERO,
             input_files: 0,
@@ -126,6 +129,7 @@ pub fn action_line(record: &ActionRecord) {
                 queue_ms = record.queue.map(ms),
                 fetch_ms = ms(record.resolve + record.stage),
                 exec_ms = ms(record.execute),
+                stall_ms = record.stalled.map(ms),
                 upload_ms = ms(record.publish),
                 total_ms = ms(record.total),
                 cpu_ms = ms(record.usage.user + record.usage.system),
@@ -226,6 +230,7 @@ mod tests {
                     queue: ran.then_some(Duration::from_millis(12)),
                     stage: Duration::from_millis(3),
                     execute: Duration::from_millis(if ran { 120 } else { 0 }),
+                    stalled: ran.then_some(Duration::from_millis(45)),
                     publish: Duration::from_micros(4_900),
                     input_files: 20,
                     input_bytes: 81_920,

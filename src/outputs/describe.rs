@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::take::Taken;
-use super::walk::{Found, Node};
+use super::walk::{Found, Link, Node};
 use super::{CollectRequest, Collected, OutputError, OutputKind};
 use crate::cas::LocalStore;
 use crate::reapi::proto::re;
@@ -45,7 +45,7 @@ pub(super) fn describe(
                     node_properties: file.properties.as_deref().cloned(),
                 });
             }
-            Node::Symlink(target) => symlink(&mut result, output.kind, path, target),
+            Node::Symlink(link) => symlink(&mut result, output.kind, path, link),
             Node::Directory(number) => {
                 let directory = messages.describe(*number, request.format, store, &mut taken)?;
                 result
@@ -69,11 +69,11 @@ pub(super) fn describe(
 
 /// REAPI moved links from the two deprecated lists to `output_symlinks`; a client of either time finds them.
 #[allow(deprecated)]
-fn symlink(result: &mut re::ActionResult, kind: OutputKind, path: String, target: &str) {
+fn symlink(result: &mut re::ActionResult, kind: OutputKind, path: String, link: &Link) {
     let link = re::OutputSymlink {
         path,
-        target: target.to_owned(),
-        node_properties: None,
+        target: link.target.to_string(),
+        node_properties: link.properties.as_deref().cloned(),
     };
     match kind {
         OutputKind::Any => {}
@@ -197,10 +197,10 @@ impl<'f> Messages<'f> {
                     name,
                     digest: self.made[*number].as_ref().map(|(d, _)| d.to_proto()),
                 }),
-                Node::Symlink(target) => message.symlinks.push(re::SymlinkNode {
+                Node::Symlink(link) => message.symlinks.push(re::SymlinkNode {
                     name,
-                    target: target.to_string(),
-                    node_properties: None,
+                    target: link.target.to_string(),
+                    node_properties: link.properties.as_deref().cloned(),
                 }),
             }
         }

@@ -7,7 +7,7 @@ use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::overlay::{self, Place};
-use super::walk::Walk;
+use super::walk::{Link, Walk};
 use super::{OutputError, OutputKind, OutputPath, failed, refused};
 use crate::beneath::{self, Links};
 use crate::tree::{self, check_name, quote};
@@ -20,7 +20,7 @@ pub(super) enum Thing {
     /// A file of the tree that the command left alone.
     Given,
     Directory,
-    Symlink(String),
+    Symlink(Link),
 }
 
 /// Looks at every declared path once; those where nothing is are left out. An outer path comes before those below it.
@@ -107,7 +107,7 @@ fn examine_layers(
     if let Some(upper) = &place.upper {
         match rustix::fs::statat(upper, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if walk.tree().is_some() && overlay::is_whiteout(&stat) => return Ok(None),
-            Ok(stat) => return thing(upper, name, path, stat).map(Some),
+            Ok(stat) => return thing(walk, upper, name, path, stat).map(Some),
             Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
             Err(error) => return Err(unreachable(error, path)),
         }
@@ -118,15 +118,21 @@ fn examine_layers(
         .map(|node| match node {
             tree::Node::File(_) => Thing::Given,
             tree::Node::Directory(..) => Thing::Directory,
-            tree::Node::Symlink(link) => Thing::Symlink(link.target.to_string()),
+            tree::Node::Symlink(link) => Thing::Symlink(walk.given_link(link)),
         }))
 }
 
-fn thing(directory: &OwnedFd, name: &str, path: &str, stat: Stat) -> Result<Thing, OutputError> {
+fn thing(
+    walk: &Walk<'_>,
+    directory: &OwnedFd,
+    name: &str,
+    path: &str,
+    stat: Stat,
+) -> Result<Thing, OutputError> {
     Ok(match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Thing::File(Box::new(stat)),
         FileType::Directory => Thing::Directory,
-        FileType::Symlink => Thing::Symlink(target(directory, name, path)?),
+        FileType::Symlink => Thing::Symlink(walk.link(directory, name, path, &stat)?),
         _ => return Err(refused(path, special(&stat))),
     })
 }

@@ -172,8 +172,8 @@ pub fn collect_and_hold(
             look::Thing::Given => {
                 nodes.insert(*path, walk.untouched(path)?);
             }
-            look::Thing::Symlink(target) => {
-                nodes.insert(*path, walk::Node::Symlink(target.as_str().into()));
+            look::Thing::Symlink(link) => {
+                nodes.insert(*path, walk::Node::Symlink(link.clone()));
             }
         }
     }

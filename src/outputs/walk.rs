@@ -25,7 +25,14 @@ use crate::tree::{self, Directory, Properties, Tree, quote};
 pub(super) enum Node {
     File(usize),
     Directory(usize),
-    Symlink(Box<str>),
+    Symlink(Link),
+}
+
+/// A symbolic link.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub(super) target: Box<str>,
+    pub(super) properties: Option<Box<re::NodeProperties>>,
 }
 
 /// All that was found.
@@ -285,7 +292,7 @@ impl<'r> Walk<'r> {
         self.count(&path)?;
         let node = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => self.take_file(directory, name, &path, &stat)?,
-            FileType::Symlink => Node::Symlink(target(directory, name, &path)?.into_boxed_str()),
+            FileType::Symlink => Node::Symlink(self.link(directory, name, &path, &stat)?),
             FileType::Directory => {
                 let merged = lower.and_then(|lower| lower.subdirectory(name));
                 self.descend(above, path, Some(id(&stat)), merged, queue)?
@@ -361,7 +368,7 @@ impl<'r> Walk<'r> {
         }
         for link in lower.symlinks.iter().filter(|link| !hidden(&link.name)) {
             self.count(&join(&this.path, &link.name))?;
-            entries.push((link.name.clone(), Node::Symlink(link.target.clone())));
+            entries.push((link.name.clone(), Node::Symlink(self.given_link(link))));
         }
         for child in lower.directories.iter().filter(|d| !hidden(&d.name)) {
             let path = join(&this.path, &child.name);
@@ -370,6 +377,28 @@ impl<'r> Walk<'r> {
             entries.push((child.name.clone(), node));
         }
         Ok(())
+    }
+
+    /// A link that was looked at.
+    pub(super) fn link(
+        &self,
+        directory: &OwnedFd,
+        name: &str,
+        path: &str,
+        stat: &Stat,
+    ) -> Result<Link, OutputError> {
+        Ok(Link {
+            target: target(directory, name, path)?.into(),
+            properties: self.link_properties((stat.st_mtime, stat.st_mtime_nsec)),
+        })
+    }
+
+    /// A link of the tree that the command left as it was.
+    pub(super) fn given_link(&self, link: &tree::Symlink) -> Link {
+        Link {
+            target: link.target.clone(),
+            properties: self.link_properties(tree::shown_mtime(link.properties.as_deref())),
+        }
     }
 
     /// A file of the tree that the command left as it was: its digest is known.
@@ -477,6 +506,21 @@ impl<'r> Walk<'r> {
                 properties: Vec::new(),
                 mtime: (self.want_mtime).then_some(prost_types::Timestamp { seconds, nanos }),
                 unix_mode: self.want_mode.then_some(tree::shown_mode(given, mode)),
+            })
+        })
+    }
+
+    /// A link has no mode: whoever gave it the one that is shown would change what it points to.
+    fn link_properties(
+        &self,
+        (seconds, nanos): (i64, impl TryInto<i32>),
+    ) -> Option<Box<re::NodeProperties>> {
+        self.want_mtime.then(|| {
+            let nanos = nanos.try_into().unwrap_or(0);
+            Box::new(re::NodeProperties {
+                properties: Vec::new(),
+                mtime: Some(prost_types::Timestamp { seconds, nanos }),
+                unix_mode: None,
             })
         })
     }

@@ -2,6 +2,7 @@
 //! them back, and is told how they ended. This room knows nothing of how actions run.
 
 pub mod embedded;
+mod partial;
 pub mod rwapi;
 
 use async_trait::async_trait;

@@ -21,6 +21,8 @@ pub struct Held {
     taken: Option<OwnedSemaphorePermit>,
     blobs: HashMap<Digest, Bytes>,
     piece: BytesMut,
+    /// Blobs that are nowhere else.
+    fresh: Vec<Digest>,
 }
 
 impl Held {
@@ -57,6 +59,19 @@ impl Held {
         }
         self.piece.extend_from_slice(content);
         self.blobs.insert(digest, self.piece.split().freeze());
+    }
+
+    /// Holds a small blob that nobody has yet: it is uploaded with the others without asking, and not kept here.
+    pub fn bring(&mut self, digest: Digest, content: Bytes) {
+        if self.room.is_some() {
+            self.blobs.insert(digest, content);
+            self.fresh.push(digest);
+        }
+    }
+
+    /// What was brought.
+    pub(super) fn fresh(&self) -> &[Digest] {
+        &self.fresh
     }
 
     /// The content, if it is held.

@@ -262,7 +262,7 @@ impl Cas {
             .copied()
             .filter(|d| seen.insert(*d))
             .collect();
-        if digests.is_empty() {
+        if digests.is_empty() && held.fresh().is_empty() {
             return Ok(());
         }
         let (_pins, not_here) = self.pin_and_lookup(digests.clone()).await?;

@@ -12,7 +12,7 @@ use crate::cas::pack::{GROUP_BYTES, pack};
 use crate::cas::{BlobSource, CasError};
 use crate::reapi::Digest;
 
-/// Uploads those of `digests` that the source lacks. They are pinned, except `not_here`, which are not local
+/// Uploads those of `digests` that the source lacks, and what is held for nobody else has it. They are pinned, except `not_here`, which are not local
 /// and only have to be remote.
 pub(super) async fn publish(
     shared: &Arc<Shared>,
@@ -21,7 +21,10 @@ pub(super) async fn publish(
     not_here: Vec<Digest>,
     held: &Held,
 ) -> Result<(), CasError> {
-    let lacking = source.find_missing(&digests).await?;
+    let mut lacking = match digests.is_empty() {
+        true => Vec::new(),
+        false => source.find_missing(&digests).await?,
+    };
     let not_here: HashSet<Digest> = not_here.into_iter().collect();
     let nowhere: Vec<Digest> = lacking
         .iter()
@@ -31,6 +34,7 @@ pub(super) async fn publish(
     if !nowhere.is_empty() {
         return Err(CasError::Missing(nowhere));
     }
+    lacking.extend(held.fresh());
     let (small, large): (Vec<_>, Vec<_>) = lacking
         .into_iter()
         .partition(|d| d.size() <= source.batch_limit());

@@ -1,7 +1,8 @@
 //! How the end of an action is told to a client: the one table from [`Ending`] to ExecuteResponse.
 //!
 //! REAPI, ExecuteResponse.status: "If the status has a code other than `OK`, it indicates that the action did not finish
-//! execution." A command that ran to an end of its own is `OK` whatever its exit code; a failure of ours never is.
+//! execution." A command that ran to an end of its own is `OK` whatever its exit code; a failure of ours never is. A partial result
+//! never has exit code 0, so that nobody reads it as success.
 
 use prost::Message;
 use prost_types::Any;
@@ -12,6 +13,7 @@ use crate::action::ending::{KILLED_BY_ANOTHER, out_of_memory, timed_out};
 use crate::action::{Ending, Finished};
 use crate::reapi::proto::{re, rpc};
 use crate::reapi::status::{missing_blobs, ok, status};
+use crate::scheduler::partial::partial;
 
 /// The response for an action that has ended.
 pub(super) fn response(finished: Finished) -> re::ExecuteResponse {
@@ -41,6 +43,10 @@ pub(super) fn response(finished: Finished) -> re::ExecuteResponse {
         | Ending::BadOutput(_)
         | Ending::LimitExceeded(_) => result,
         _ => None,
+    };
+    let result = match told.code == Code::Ok as i32 {
+        true => result,
+        false => result.map(partial),
     };
     re::ExecuteResponse {
         result,
@@ -197,6 +203,10 @@ mod tests {
             let told = response(finished(ending, true));
             assert_eq!(told.status.unwrap().code, code as i32, "{class}");
             assert_eq!(told.result.is_some(), result, "{class}");
+            if let Some(result) = told.result {
+                // A partial result looks like no success.
+                assert_eq!(result.exit_code == 0, code == Code::Ok, "{class}");
+            }
             assert_eq!(told.message, "read this");
         }
     }

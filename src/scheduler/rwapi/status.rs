@@ -39,13 +39,12 @@ use crate::action::{Ending, Finished};
 use crate::reapi::any::pack;
 use crate::reapi::proto::{re, rpc};
 use crate::reapi::status::{MissingBlob, missing_blobs, status};
+use crate::scheduler::partial::partial;
 
 /// A status message is cut here, in bytes; it travels in HTTP headers on its way to the client.
 const MESSAGE_LIMIT: usize = 4096;
 /// The violations of one status, in bytes. gRPC refuses messages over 4 MiB unless told otherwise.
 const DETAILS_LIMIT: usize = 2 << 20;
-/// What a shell reports for a command that SIGKILL ended.
-const KILLED: i32 = 128 + 9;
 
 /// What a COMPLETED lease says.
 #[derive(Clone, Debug, PartialEq)]
@@ -136,14 +135,6 @@ fn ran(exit_code: i32, result: Option<re::ActionResult>) -> Report {
     }
 }
 
-/// A result that must not be read as success.
-fn partial(mut result: re::ActionResult) -> re::ActionResult {
-    if result.exit_code == 0 {
-        result.exit_code = KILLED;
-    }
-    result
-}
-
 /// As many violations as fit; a client that uploads these and tries again is told the rest.
 fn missing(blobs: &[MissingBlob]) -> rpc::Status {
     let mut size = 0;
@@ -185,6 +176,7 @@ mod tests {
     use super::*;
     use crate::reapi::DigestFunction;
     use crate::reapi::any::unpack;
+    use crate::scheduler::partial::KILLED;
 
     fn finished(ending: Ending) -> Finished {
         Finished {

@@ -113,6 +113,19 @@ def buildgrid_failing_action_is_not_in_the_action_cache(lab):
     expect_equal(lab.ask({**look, "digest": fine["action"]})["found"], True, "successful action in the action cache")
 
 
+def buildgrid_finds_what_an_action_used(lab):
+    remote = lab.buildgrid()
+    request = lab.execute(remote, ["/bin/sh", "-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done"])
+    with lab.worker():
+        done = lab.ask(request)
+    expect_equal(done["code"], 0, f"status ({done['message']})")
+    found = lab.ask({"op": "usage", "remote": remote, "instance": "main", "digest": done["action"]})
+    usage = found.get("usage")
+    expect(usage, f"BuildGrid finds no usage: {found}")
+    seconds = float(usage.get("utime", "0s").rstrip("s"))
+    expect(seconds > 0.01 and int(usage["maxrss"]) > 0, f"usage is {usage}")
+
+
 # -- the Command's fields --------------------------------------------------------------------------
 
 
@@ -209,11 +222,13 @@ def buildgrid_environment_is_exactly_the_commands(lab):
 
 def buildgrid_command_is_looked_up_in_the_actions_path(lab):
     tool = {"text": "#!/bin/sh\necho the tool of the tree\n", "executable": True}
+    # Found by its bare name: the PATH is the action's own, from its own working directory.
     request = lab.execute(
         lab.buildgrid(),
-        ["../bin/tool"],
-        inputs={"bin/tool": tool, "work/here": {"text": ""}},
+        ["boxwright-tool"],
+        inputs={"bin/boxwright-tool": tool, "work/here": {"text": ""}},
         working_directory="work",
+        environment={"PATH": "/nowhere:../bin:/usr/bin:/bin"},
     )
     with lab.worker():
         done = lab.ask(request)
@@ -357,6 +372,7 @@ SCENARIOS = [
     buildgrid_bazel_cc_binary_then_all_from_cache,
     buildgrid_bazel_failing_genrule_reaches_the_user_and_is_not_cached,
     buildgrid_failing_action_is_not_in_the_action_cache,
+    buildgrid_finds_what_an_action_used,
     buildgrid_outputs_of_every_kind,
     buildgrid_deprecated_output_fields,
     buildgrid_output_paths_with_dotdot_as_buildstream_sends_them,

@@ -151,6 +151,13 @@ def many_files(folder, files, per_folder=500):
         (inner / f"f{i:06d}").write_text(f"file number {i} of {folder}\n")
 
 
+def hash_of_many_files(folder, files):
+    hashed = hashlib.sha256()
+    for i in range(files):
+        hashed.update(f"file number {i} of {folder}\n".encode())
+    return hashed.hexdigest()
+
+
 def expect_frugal(process, what):
     """The largest peak of a daemon's processes, which is as promised."""
     peaks = []
@@ -216,20 +223,29 @@ def a_tree_of_100_000_files_passes_a_standalone_in_150_mib(lab):
             )  # fmt: skip
             expect_equal(code, 0, "exit status of run")
             expect_equal(len((back / "list").read_text().splitlines()), 100_000, "files that the action saw")
-            texts = "".join(f"file number {i} of {source / 'tree'}\n" for i in range(100_000))
-            expect_equal(out.split()[0], hashlib.sha256(texts.encode()).hexdigest(), "hash of all that the action read")
+            expect_equal(out.split()[0], hash_of_many_files(source / "tree", 100_000), "hash of all that the action read")
             return expect_frugal(server, "standalone")
 
 
 def a_tree_of_100_000_files_passes_a_worker_in_150_mib(lab):
     with lab.room() as room:
-        many_files(room / "source" / "tree", 100_000)
+        tree, back = room / "source" / "tree", room / "back"
+        many_files(tree, 100_000)
+        back.mkdir()
+        # It reads every file, and leaves a list of them all and a directory of new ones.
+        script = (
+            "find tree -type f | sort > list; xargs cat < list | sha256sum; "
+            "mkdir made; head -n 1000 list | while read -r path; do echo $path > made/${path##*/}; done"
+        )
         with lab.worker(state=room / "state") as worker:
             code, out, _ = client(
                 lab, "run", *on_linux(lab.buildgrid()), "--input", room / "source",
-                "--", "sh", "-c", "find tree -type f | wc -l", seconds=230,
+                "--output", "list", "--output", "made", "--output-dir", back, "--", "sh", "-c", script, seconds=230,
             )  # fmt: skip
-            expect_equal((code, out.strip()), (0, "100000"), "exit status of run and the files that the action saw")
+            expect_equal(code, 0, "exit status of run")
+            expect_equal(out.split()[0], hash_of_many_files(tree, 100_000), "hash of all that the action read")
+            expect_equal(len((back / "list").read_text().splitlines()), 100_000, "files that the action saw")
+            expect_equal(len(os.listdir(back / "made")), 1000, "files that the action made")
             return expect_frugal(worker, "worker")
 
 
