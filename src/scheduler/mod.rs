@@ -48,7 +48,10 @@ pub enum Event {
     Drained,
     /// The drain was given up, for the scheduler does not answer: it does not know that we are gone. It has not heard how
     /// `unreported` leases ended, and gives them to others once our session has expired.
-    LeftUnheard { unreported: usize },
+    LeftUnheard {
+        /// How many ends the scheduler has not heard of.
+        unreported: usize,
+    },
     /// The scheduler refuses us for a reason that waiting does not mend; the text says what to do.
     Fatal(String),
 }

@@ -79,8 +79,11 @@ pub enum Stop {
 pub enum WorkerEnd {
     /// Nothing runs, and the scheduler knows that we are gone.
     Drained,
-    /// Nothing runs, but the scheduler did not answer: it does not know that we are gone, nor how this many leases ended.
-    LeftUnheard { unreported: usize },
+    /// Nothing runs, but the scheduler did not answer: it does not know that we are gone, nor how some leases ended.
+    LeftUnheard {
+        /// How many these are.
+        unreported: usize,
+    },
     /// The scheduler refuses us; the text says what to do.
     Fatal(String),
     /// Stopped three times: what ran was left where it was.
