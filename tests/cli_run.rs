@@ -229,6 +229,27 @@ fn an_interrupted_command_is_killed() {
     assert!(test_kill_process(command).is_err(), "the command lives on");
 }
 
+/// The command has ended, and nobody reads what it wrote.
+#[test]
+fn a_run_that_is_stuck_in_its_output_ends_when_it_is_told_to_and_cleans_up() {
+    let place = Place::new();
+    let temporary = place.path("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o755)).unwrap();
+    for (number, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let mut run = place.sh(&["--no-live"], "echo; head -c 1000000 /dev/zero");
+        run.env("TMPDIR", &temporary);
+        let (mut child, _out, _) = first_line(run);
+        kill_process(Pid::from_child(&child), number).unwrap();
+        let mut err = String::new();
+        let mut stderr = child.stderr.take().unwrap();
+        stderr.read_to_string(&mut err).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{err}");
+        let left = std::fs::read_dir(&temporary).unwrap().count();
+        assert_eq!(left, 0, "{err}");
+    }
+}
+
 #[test]
 fn what_is_not_the_command_s_failure_says_so() {
     let place = Place::new();

@@ -5,6 +5,7 @@ mod scripted_server;
 
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use boxwright::reapi::DigestFunction;
 use boxwright::reapi::proto::re;
@@ -44,17 +45,7 @@ impl Place {
 
     /// Opens the gate once so many bytes were shown.
     async fn run_until(&self, flags: &[&str], shown: usize) -> Ended {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_boxwright"));
-        command
-            .arg("run")
-            .args(["--remote", &self.remote])
-            .args(flags);
-        command.args(["--", "true"]).current_dir(self.dir.path());
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = self.start(flags);
         let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let mut out = vec![0; shown];
         stdout.read_exact(&mut out).await.unwrap();
@@ -71,6 +62,20 @@ impl Place {
             out: String::from_utf8(out).unwrap(),
             err,
         }
+    }
+
+    fn start(&self, flags: &[&str]) -> tokio::process::Child {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_boxwright"));
+        command
+            .arg("run")
+            .args(["--remote", &self.remote])
+            .args(flags);
+        command.args(["--", "true"]).current_dir(self.dir.path());
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
     }
 
     fn calls(&self) -> Vec<String> {
@@ -270,5 +275,65 @@ async fn live_output_and_the_result_make_one_stream() {
             ended.err
         );
         assert_eq!(ended.err.contains("--no-live"), code != 0, "{}", ended.err);
+    }
+}
+
+/// An interruption while outputs come: nothing is left under their names, nor under others.
+#[tokio::test]
+async fn an_interrupted_download_ends_soon_and_leaves_no_partial_files() {
+    for (number, code) in [
+        (rustix::process::Signal::INT, 130),
+        (rustix::process::Signal::TERM, 143),
+    ] {
+        let place = Place::new();
+        let mut half = place.script.blob(b"half", &[7; 100_000]);
+        half.size_bytes = 64 << 20;
+        place.script.stalled.lock().insert(half.hash.clone());
+        let file = re::OutputFile {
+            path: "out".into(),
+            digest: Some(half.clone()),
+            ..Default::default()
+        };
+        let with_output = re::ActionResult {
+            output_files: vec![file],
+            ..Default::default()
+        };
+        let with_report = re::ExecuteResponse {
+            result: Some(re::ActionResult::default()),
+            server_logs: [(
+                boxwright::action::INPUT_REPORT_LOG.to_owned(),
+                re::LogFile {
+                    digest: Some(half),
+                    human_readable: true,
+                },
+            )]
+            .into(),
+            ..Default::default()
+        };
+        for (operation, flags) in [
+            (result(with_output), ["--output", "out"]),
+            (done(with_report), ["--input-report", "out"]),
+        ] {
+            place.script.turn(vec![operation], Ok(()));
+            let run = place.start(&flags);
+            tokio::time::timeout(Duration::from_secs(60), place.script.stalls.notified())
+                .await
+                .expect("it is not fetched");
+            let pid = rustix::process::Pid::from_raw(run.id().unwrap() as i32).unwrap();
+            rustix::process::kill_process(pid, number).unwrap();
+            let ended = tokio::time::timeout(Duration::from_secs(60), run.wait_with_output())
+                .await
+                .expect("it does not end")
+                .unwrap();
+            let err = String::from_utf8(ended.stderr).unwrap();
+            assert_eq!(ended.status.code(), Some(code), "{err}");
+            assert!(err.contains("the command had ended"), "{err}");
+            let left: Vec<_> = std::fs::read_dir(place.dir.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .filter(|name| name != "socket")
+                .collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
     }
 }

@@ -355,6 +355,30 @@ async fn what_waiting_cannot_mend_is_fatal() {
     }
 }
 
+/// A scheduler that is being replaced by a wrong one, and then by a right one again, keeps its workers.
+#[tokio::test(start_paused = true)]
+async fn who_was_admitted_once_is_not_sent_away_by_wrong_answers() {
+    let server = Server::start();
+    let bot = bot(&server, 1);
+    settled(&server).await;
+    let wrong = [
+        Status::invalid_argument("Invalid instance name: [main]"),
+        Status::invalid_argument("bot_id"),
+        Status::failed_precondition("no set fits"),
+        Status::unimplemented("no such service"),
+    ];
+    for status in wrong.iter().cycle().take(40) {
+        server.refuse_create(status.clone());
+    }
+    server.expire();
+    assert!(matches!(event(&bot).await, Event::SessionLost));
+    let at = Instant::now();
+    let id = server.submit();
+    assert_eq!(lease(&bot).await.id, id);
+    let waited = at.elapsed().as_secs();
+    assert!((150..=420).contains(&waited), "40 refusals in {waited} s");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_cancellation_is_seen_soon_after_slow_answers() {
     let server = Server::start();

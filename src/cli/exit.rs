@@ -16,7 +16,8 @@
 //! | 77 | permission denied |
 //! | 78 | the configuration is wrong |
 //! | 124 | `run`: the command exceeded its timeout |
-//! | 130 | `run`: interrupted |
+//! | 130 | `run`: interrupted (SIGINT), or cancelled by somebody else |
+//! | 143 | `run`: terminated (SIGTERM) |
 //!
 //! 64 to 78 are those of sysexits.h.
 
@@ -45,6 +46,7 @@ pub(super) enum Exit {
     Config = 78,
     TimedOut = 124,
     Interrupted = 130,
+    Terminated = 143,
 }
 
 /// A failure that ends the program.

@@ -2,7 +2,7 @@
 //! turn. Its CAS claims to have everything, and gives what it was told to under a digest, right or wrong.
 #![allow(dead_code)] // each test file uses its own part
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use boxwright::reapi::proto::re::execution_server::{Execution, ExecutionServer};
 use boxwright::reapi::proto::{bytestream, re};
 use boxwright::reapi::{Digest, DigestFunction};
 use bytes::Bytes;
+use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Code, Request, Response, Status};
@@ -42,6 +43,10 @@ pub(crate) struct Script {
     pub(crate) blobs: Mutex<HashMap<String, Bytes>>,
     /// Live streams by name: their pieces.
     pub(crate) streams: Mutex<HashMap<String, Vec<Bytes>>>,
+    /// Blobs that are given out in part, by hash: what was to follow never comes.
+    pub(crate) stalled: Mutex<HashSet<String>>,
+    /// Told whenever one of these was given out.
+    pub(crate) stalls: tokio::sync::Notify,
 }
 
 /// The name of the operation.
@@ -238,16 +243,22 @@ impl ByteStream for Script {
         request: Request<bytestream::ReadRequest>,
     ) -> Result<Response<Self::ReadStream>, Status> {
         let name = request.into_inner().resource_name;
-        let hash = name.rsplit('/').nth(1).unwrap_or_default();
+        let hash = name.rsplit('/').nth(1).unwrap_or_default().to_owned();
         let streamed = self.streams.lock().get(&name).cloned();
-        let blob = self.blobs.lock().get(hash).cloned();
+        let blob = self.blobs.lock().get(&hash).cloned();
         let pieces = streamed
             .or(blob.map(|blob| vec![blob]))
             .ok_or_else(|| Status::not_found(name))?;
         let pieces = pieces
             .into_iter()
             .map(|data| Ok(bytestream::ReadResponse { data }));
-        Ok(Response::new(Box::pin(futures::stream::iter(pieces))))
+        let pieces = futures::stream::iter(pieces);
+        if self.stalled.lock().contains(&hash) {
+            self.stalls.notify_one();
+            let never = futures::stream::pending();
+            return Ok(Response::new(Box::pin(pieces.chain(never))));
+        }
+        Ok(Response::new(Box::pin(pieces)))
     }
 
     async fn write(

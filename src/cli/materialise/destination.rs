@@ -2,10 +2,10 @@
 //! following links, so that neither a link that a server made nor one that was there leads out.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, renameat, symlinkat, unlinkat};
 use rustix::io::Errno;
@@ -18,8 +18,11 @@ pub(super) struct Destination {
     root: OwnedFd,
     path: PathBuf,
     names: AtomicU64,
+    given_up: AtomicBool,
 }
 
+/// What is copied without a look at whether it is still wanted.
+const PIECE: u64 = 64 << 20;
 const DIRECTORY: OFlags = OFlags::DIRECTORY
     .union(OFlags::CLOEXEC)
     .union(OFlags::RDONLY);
@@ -34,7 +37,20 @@ impl Destination {
             root,
             path: path.to_owned(),
             names: AtomicU64::new(0),
+            given_up: AtomicBool::new(false),
         })
+    }
+
+    /// No file appears from now on, and the threads that write soon end.
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    fn wanted(&self, path: &str) -> Result<(), Failure> {
+        match self.given_up.load(Ordering::Relaxed) {
+            true => Err(self.failed(path, io::ErrorKind::Interrupted.into())),
+            false => Ok(()),
+        }
     }
 
     /// Makes sure of a directory.
@@ -56,8 +72,14 @@ impl Destination {
         let original =
             openat(&parent, name, flags, Mode::empty()).map_err(|e| self.failed(from, e.into()))?;
         let mut file = self.begin(to, executable)?;
-        io::copy(&mut File::from(original), &mut file.file).map_err(|e| self.failed(to, e))?;
-        file.finish()
+        let original = File::from(original);
+        loop {
+            self.wanted(to)?;
+            let piece = io::copy(&mut (&original).take(PIECE), &mut file.file);
+            if piece.map_err(|e| self.failed(to, e))? == 0 {
+                return file.finish();
+            }
+        }
     }
 
     /// A symbolic link, in place of a file or link that is there.
@@ -77,6 +99,7 @@ impl Destination {
         path: &'a str,
         executable: bool,
     ) -> Result<NewFile<'a>, Failure> {
+        self.wanted(path)?;
         let (parent, name) = self.parent(path)?;
         let temporary = self.temporary();
         let flags =
@@ -198,6 +221,17 @@ mod tests {
             .unwrap()
             .collect();
         assert_eq!(names.len(), 3, "{names:?}");
+    }
+
+    #[test]
+    fn what_was_given_up_leaves_no_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Destination::open(dir.path()).unwrap();
+        target.whole("a", b"whole", false).unwrap();
+        target.give_up();
+        assert!(target.whole("b", b"never", false).is_err());
+        assert!(target.copy("a", "c", false).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

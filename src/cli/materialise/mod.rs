@@ -138,6 +138,7 @@ impl Plan {
             Ok(Arc::new(target))
         })
         .await?;
+        let _given_up = GiveUp(target.clone());
         let total = self
             .files
             .iter()
@@ -165,6 +166,15 @@ impl Plan {
                 .try_for_each(|(path, link)| target.link(path, link))
         })
         .await
+    }
+}
+
+/// Tells the threads that write when nobody waits for them any more.
+struct GiveUp(Arc<Destination>);
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        self.0.give_up();
     }
 }
 

@@ -316,8 +316,8 @@ impl Rest {
             self.gap = true;
             return Ok(());
         }
-        self.which
-            .write(new)
+        // The reader of a pipe takes its time; other tasks go on meanwhile.
+        tokio::task::block_in_place(|| self.which.write(new))
             .map_err(|e| self.which.unwritable(&e.to_string()))
     }
 

@@ -1,6 +1,6 @@
 //! The server's logs of an execution: the report of inputs as a file if it is wished for, the others by their digests.
 
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::path::Path;
 
 use super::super::exit::{Exit, Failure, printable};
@@ -48,19 +48,27 @@ pub(super) async fn write(
         );
         Failure::new(Exit::CannotCreate, text)
     };
-    let mut file = std::fs::File::create(place).map_err(failed)?;
+    // Into memory first: `place` may be a pipe or a device, and is not touched before all is here.
+    let report = rustix::fs::memfd_create("boxwright", rustix::fs::MemfdFlags::CLOEXEC)
+        .map_err(|error| failed(error.into()))?;
+    let mut report = std::fs::File::from(report);
     let mut unwritten = None;
     let mut sink = |piece: bytes::Bytes| {
-        file.write_all(&piece).map_err(|error| {
+        report.write_all(&piece).map_err(|error| {
             unwritten = Some(error);
             CasError::Missing(vec![digest])
         })
     };
     let streamed = cas.read_stream(digest, &mut sink).await;
-    match unwritten {
-        Some(error) => Err(failed(error)),
-        None => Ok(streamed?),
+    if let Some(error) = unwritten {
+        return Err(failed(error));
     }
+    streamed?;
+    let copied = tokio::task::block_in_place(|| {
+        report.rewind()?;
+        std::io::copy(&mut report, &mut std::fs::File::create(place)?)
+    });
+    copied.map(drop).map_err(failed)
 }
 
 /// The report: among the logs, or in the result where a scheduler has no place for logs.

@@ -5,6 +5,7 @@
 
 mod action;
 mod follow;
+mod interrupt;
 mod live;
 mod logs;
 mod outputs;
@@ -13,9 +14,11 @@ mod report;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use tokio_util::sync::CancellationToken;
 
 use super::Done;
 use super::blobs::{self, Content};
@@ -31,7 +34,25 @@ use crate::reapi::{Digest, DigestFunction};
 
 use action::Wish;
 use follow::Follower;
+use interrupt::Interrupts;
 use live::Live;
+
+/// How long files that are being written, or a pipe that nobody reads, may hold up the end.
+const LEFTOVERS: Duration = Duration::from_secs(2);
+
+/// Where `run` was when it did not come to its end.
+enum Left {
+    Failed(Failure),
+    Before,
+    Executing(Follower),
+    After,
+}
+
+impl From<Failure> for Left {
+    fn from(failure: Failure) -> Self {
+        Left::Failed(failure)
+    }
+}
 
 /// Run one command on a remote execution service, or in a standalone of its own
 ///
@@ -44,7 +65,7 @@ Example: boxwright run --input src --output hello -- gcc -o hello hello.c
 Exit codes: the command's own. If it was not the command that failed, boxwright says so on standard error, and the code is \
 65 the server refused the action, 66 an input cannot be read, 69 the remote is not available, 70 infrastructure failed, \
 73 an output cannot be written, 74 output was lost on the way, 75 try again, 76 the server cannot do it, \
-77 permission denied, 124 the command exceeded its timeout, 130 interrupted.")]
+77 permission denied, 124 the command exceeded its timeout, 130 interrupted, 143 terminated.")]
 pub(super) struct RunCommand {
     /// The execution service and its CAS; without it a standalone is started for this one command, whose CAS stays under
     /// $XDG_CACHE_HOME/boxwright (root: /var/cache/boxwright)
@@ -137,41 +158,92 @@ impl RunCommand {
         if !self.cwd.is_empty() {
             action::check_path("--cwd", &self.cwd)?;
         }
-        let progress = Progress::new(self.quiet);
-        let Some(remote) = self.remote.clone() else {
-            return own::with(|endpoint| async move { self.at(&endpoint, &progress).await });
+        let command = Arc::new(self);
+        let Some(remote) = command.remote.clone() else {
+            return own::with(async |endpoint, interrupts| command.at(endpoint, interrupts).await);
         };
-        remote::runtime()?.block_on(self.at(&remote, &progress))
-    }
-
-    async fn at(&self, endpoint: &Endpoint, progress: &Progress) -> Done {
-        let done = self.phases(endpoint, progress).await;
-        progress.clear();
+        let runtime = remote::runtime()?;
+        let done = runtime.block_on(async {
+            let mut interrupts = Interrupts::listen()?;
+            command.at(remote, &mut interrupts).await
+        });
+        runtime.shutdown_timeout(LEFTOVERS);
         done
     }
 
-    async fn phases(&self, endpoint: &Endpoint, progress: &Progress) -> Done {
-        let credentials = self.access.credentials();
-        let cas = remote::connect(endpoint, credentials.clone(), &self.instance)?;
-        let request = self.prepare(&cas, progress).await?;
-        let line = endpoint.line(&credentials)?;
-        let readable = match &self.logstream_remote {
-            Some(elsewhere) => elsewhere.line(&credentials)?,
-            None => line.clone(),
+    /// All phases, in a task of their own: a pipe that nobody reads holds up the task, and not who listens to signals.
+    async fn at(self: Arc<Self>, endpoint: Endpoint, interrupts: &mut Interrupts) -> Done {
+        let progress = Progress::new(self.quiet);
+        let stop = CancellationToken::new();
+        let mut phases = tokio::spawn({
+            let (progress, stop) = (progress.clone(), stop.clone());
+            async move { self.phases(&endpoint, &progress, &stop).await }
+        });
+        let joined = |ended: Result<Result<ExitCode, Left>, tokio::task::JoinError>| {
+            ended.unwrap_or_else(|error| Err(Failure::new(Exit::Software, error).into()))
         };
-        let live = Live::new((!self.no_live).then_some(readable), progress.clone());
-        let mut follower = Follower::new(line, endpoint.to_string());
-        progress.phase("waiting for the server");
-        let response = tokio::select! {
-            response = follower.execute(request, |metadata| self.observe(metadata, &live, progress)) => response?,
-            signal = interrupted() => {
+        let (ended, signal) = tokio::select! {
+            ended = &mut phases => (Some(joined(ended)), None),
+            signal = interrupts.next() => {
+                stop.cancel();
+                let ended = tokio::time::timeout(LEFTOVERS, &mut phases).await;
+                phases.abort();
+                (ended.ok().map(joined), Some(signal))
+            }
+        };
+        let found = match ended {
+            Some(Ok(code)) => Ok(Ok(code)),
+            Some(Err(Left::Failed(failure))) => Ok(Err(failure)),
+            Some(Err(Left::Before)) => Err("nothing was executed"),
+            Some(Err(Left::Executing(follower))) => {
                 progress.phase("cancelling");
-                follower.cancel().await;
-                return Err(Failure::new(Exit::Interrupted, signal));
+                tokio::select! {
+                    () = follower.cancel() => Err("the command was cancelled"),
+                    _ = interrupts.next() => Err("the command may still run"),
+                }
+            }
+            Some(Err(Left::After)) | None => {
+                Err("the command had ended, but not all that it made was fetched")
             }
         };
         progress.clear();
-        self.conclude(&cas, response, live, progress).await
+        match (found, signal) {
+            (Err(found), Some(signal)) => Err(signal.failure(found)),
+            (Err(found), None) => Err(Failure::new(Exit::Software, found)),
+            (Ok(done), _) => done,
+        }
+    }
+
+    /// One phase after the other, until `stop`.
+    async fn phases(
+        &self,
+        endpoint: &Endpoint,
+        progress: &Progress,
+        stop: &CancellationToken,
+    ) -> Result<ExitCode, Left> {
+        let credentials = self.access.credentials();
+        let cas = remote::connect(endpoint, credentials.clone(), &self.instance)?;
+        let prepared = stop.run_until_cancelled(self.prepare(&cas, progress)).await;
+        let request = prepared.ok_or(Left::Before)??;
+        let line = |endpoint: &Endpoint| endpoint.line(&credentials).map_err(Failure::from);
+        let here = line(endpoint)?;
+        let readable = match &self.logstream_remote {
+            Some(elsewhere) => line(elsewhere)?,
+            None => here.clone(),
+        };
+        let live = Live::new((!self.no_live).then_some(readable), progress.clone());
+        let mut follower = Follower::new(here, endpoint.to_string());
+        progress.phase("waiting for the server");
+        let observe =
+            |metadata: &re::ExecuteOperationMetadata| self.observe(metadata, &live, progress);
+        let executed = stop
+            .run_until_cancelled(follower.execute(request, observe))
+            .await;
+        let response = executed.ok_or(Left::Executing(follower))??;
+        progress.clear();
+        let concluded = self.conclude(&cas, response, live, progress);
+        let concluded = stop.run_until_cancelled(concluded).await;
+        Ok(concluded.ok_or(Left::After)??)
     }
 
     /// Hashes and uploads; what is left is to ask.
@@ -285,20 +357,6 @@ fn exit_code(code: i32) -> ExitCode {
             0 => 1,
             low => low,
         }),
-    }
-}
-
-async fn interrupted() -> &'static str {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    ) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => "interrupted; the command was cancelled",
-        _ = terminate.recv() => "terminated; the command was cancelled",
     }
 }
 

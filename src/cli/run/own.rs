@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -11,6 +12,7 @@ use super::super::blobs::blocking;
 use super::super::daemon;
 use super::super::exit::{Exit, Failure};
 use super::super::standalone::Standalone;
+use super::interrupt::Interrupts;
 use crate::cas::LocalStore;
 use crate::config::keys::Program;
 use crate::config::settings::{self, Entry, Layer};
@@ -20,31 +22,51 @@ use crate::observe;
 use crate::serve::Listen;
 use crate::worker::Stop;
 
+/// How long a standalone that is left at once may take for it.
+const LEAVING: Duration = Duration::from_secs(5);
+
 /// Starts it, lets `work` use it, and stops it.
-pub(super) fn with<F: Future<Output = Done>>(work: impl FnOnce(Endpoint) -> F) -> Done {
+pub(super) fn with(work: impl AsyncFnOnce(Endpoint, &mut Interrupts) -> Done) -> Done {
     let mut config = config()?;
     observe::init(&config.host.log).map_err(|e| Failure::new(Exit::Config, e))?;
     let ground = daemon::ground(&config.host)?;
     let temporary = Temporary::new()?;
     let socket = temporary.path.join("socket");
-    daemon::runtime()?.block_on(async {
-        let store = store(&mut config, &temporary).await?;
-        let listen = Listen::Unix(socket.clone());
-        let standalone = Standalone::start(&config.host, listen, store, ground).await?;
+    let runtime = daemon::runtime()?;
+    let done = runtime.block_on(async {
+        let mut interrupts = Interrupts::listen()?;
+        let starting = async {
+            let store = store(&mut config, &temporary).await?;
+            let listen = Listen::Unix(socket.clone());
+            Standalone::start(&config.host, listen, store, ground).await
+        };
+        let standalone = tokio::select! {
+            standalone = starting => standalone?,
+            signal = interrupts.next() => return Err(signal.failure("nothing was executed")),
+        };
         let (stop, stops) = mpsc::channel(3);
-        let standalone = tokio::spawn(standalone.run(stops));
-        let done = work(Endpoint::Unix(socket)).await;
+        let mut standalone = tokio::spawn(standalone.run(stops));
+        let done = work(Endpoint::Unix(socket), &mut interrupts).await;
         // Twice: whatever still runs after an interruption is not waited for.
         for _ in 0..2 {
             let _ = stop.send(Stop::Terminate).await;
         }
-        let closed = match standalone.await {
-            Ok(end) => end.map(drop),
-            Err(error) => Err(Failure::new(Exit::Software, error)),
+        let closed = tokio::select! {
+            closed = &mut standalone => match closed {
+                Ok(end) => end.map(drop),
+                Err(error) => Err(Failure::new(Exit::Software, error)),
+            },
+            signal = interrupts.next() => {
+                let _ = stop.send(Stop::Terminate).await;
+                let _ = tokio::time::timeout(LEAVING, standalone).await;
+                Err(signal.failure("the command had ended"))
+            }
         };
         // A failure of the command's is worth more than one of cleaning up.
         done.and_then(|code| closed.map(|()| code))
-    })
+    });
+    runtime.shutdown_timeout(super::LEFTOVERS);
+    done
 }
 
 /// The settings of a standalone with one slot, as far as the environment does not say otherwise.

@@ -64,6 +64,7 @@ impl Session {
             capacity = self.config.capacity,
             "bot session created"
         );
+        self.refused = false;
         self.known = Some(Known {
             name: reply.name,
             version: reply.version,
@@ -184,6 +185,14 @@ impl Session {
         let busy = self.leases.len() > 0;
         match verdict {
             Verdict::Again(delay) => self.retry(status, busy, false, delay),
+            Verdict::Refused(text) => {
+                if !std::mem::replace(&mut self.refused, true) {
+                    tracing::error!(
+                        "{text}. It took this worker before, so it is asked again until it does"
+                    );
+                }
+                self.retry(status, busy, false, None);
+            }
             Verdict::Slow => self.retry(status, busy, true, None),
             Verdict::TooLarge => self.retry(status, busy, false, None),
             Verdict::NotAdmitted => {

@@ -22,6 +22,8 @@ pub(super) enum Verdict {
     Slow,
     /// We are not let in. The operator has to act; try again now and then.
     NotAdmitted,
+    /// We had a session and are refused another: say the same again, now and then. The text is for whoever can mend it.
+    Refused(String),
     /// The update is larger than the server takes.
     TooLarge,
     /// The session is gone, and its leases belong to others.
@@ -30,30 +32,33 @@ pub(super) enum Verdict {
     Fatal(String),
 }
 
-/// Judges a failed CreateBotSession. `first` says that this worker has not had a session yet: only
-/// then does a missing service mean that the address is wrong, and not that a proxy has lost its server.
+/// Judges a failed CreateBotSession. `first` says that this worker has not had a session yet: only then is it the
+/// configuration that is wrong. Later it is the scheduler that has changed, or a proxy that has lost it; a roll-out that
+/// goes wrong, and is mended, must not cost every worker of a farm.
 pub(super) fn of_create(status: &Status, config: &RwapiConfig, first: bool) -> Verdict {
     let said: String = status.message().chars().take(LONGEST_TEXT).collect();
-    match status.code() {
-        Code::InvalidArgument if said.to_lowercase().contains("instance") => {
-            Verdict::Fatal(format!(
-                "the scheduler has no instance {:?} ({said}); set the instance to a name that it serves",
-                config.instance
-            ))
-        }
+    let text = match status.code() {
+        Code::InvalidArgument if said.to_lowercase().contains("instance") => format!(
+            "the scheduler has no instance {:?} ({said}); set the instance to a name that it serves",
+            config.instance
+        ),
         // The worker would say the same the next time.
-        Code::InvalidArgument | Code::FailedPrecondition => Verdict::Fatal(format!(
+        Code::InvalidArgument | Code::FailedPrecondition => format!(
             "the scheduler at {} refuses this worker ({:?}: {said}); it was offered the platform \
              properties {}. Set the platform to properties that the scheduler knows, or let it know these",
             config.endpoint,
             status.code(),
             offered(&config.platform)
-        )),
-        Code::Unimplemented if first => Verdict::Fatal(format!(
+        ),
+        Code::Unimplemented => format!(
             "the server has no Remote Workers (Bots) service ({said}); \
              set the bots remote to the address of one that has"
-        )),
-        _ => common(status),
+        ),
+        _ => return common(status),
+    };
+    match first {
+        true => Verdict::Fatal(text),
+        false => Verdict::Refused(text),
     }
 }
 
@@ -148,12 +153,15 @@ mod tests {
             let Verdict::Fatal(text) = verdict else {
                 panic!("{status}: {verdict:?}")
             };
+            let later = of_create(&status, &config, false);
+            assert_eq!(later, Verdict::Refused(text.clone()));
             assert!(parts.iter().all(|part| text.contains(part)), "{text}");
         }
         // An ingress without a server behind it answers 404 too.
-        let gone = Status::unimplemented("404");
-        assert_eq!(of_create(&gone, &config, false), Verdict::Again(None));
-        assert_eq!(of_update(&gone), Verdict::Again(None));
+        assert_eq!(
+            of_update(&Status::unimplemented("404")),
+            Verdict::Again(None)
+        );
         for status in [
             Status::unavailable("x"),
             Status::internal("x"),

@@ -40,6 +40,8 @@ pub(super) struct Session {
     pub(super) clock: Clock,
     /// Since when the server does not answer.
     pub(super) out_of_reach: Option<Instant>,
+    /// Whether a new session is refused by the scheduler that gave us the last one.
+    pub(super) refused: bool,
     problem: Option<String>,
     drain: Option<Drain>,
     /// Since when a draining worker has nothing that runs.
@@ -72,6 +74,7 @@ impl Session {
             leases: Leases::default(),
             epoch: 0,
             out_of_reach: None,
+            refused: false,
             problem: None,
             drain: None,
             at_rest: None,
