@@ -8,6 +8,7 @@
 mod describe;
 mod look;
 mod overlay;
+mod properties;
 mod take;
 mod walk;
 

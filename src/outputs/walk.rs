@@ -12,13 +12,13 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
 use super::look::{target, unreachable, what};
+use super::properties::{Reported, Wanted};
 use super::take::{Pending, Take, Taken};
 use super::{CollectRequest, OutputError, beyond, failed, join, overlay, refused};
 use crate::beneath::{self, Links};
 use crate::cas::{Held, LocalStore};
 use crate::reapi::Digest;
-use crate::reapi::proto::re;
-use crate::tree::{self, Directory, Properties, Tree, quote};
+use crate::tree::{self, Directory, Tree, quote};
 
 /// What has a name. Files and directories are numbers in [`Found`].
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ pub(super) enum Node {
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     pub(super) target: Box<str>,
-    pub(super) properties: Option<Box<re::NodeProperties>>,
+    pub(super) properties: Reported,
 }
 
 /// All that was found.
@@ -48,14 +48,14 @@ pub(super) struct FoundFile {
     /// Filled in when the file was hashed.
     pub(super) digest: Digest,
     pub(super) executable: bool,
-    pub(super) properties: Option<Box<re::NodeProperties>>,
+    pub(super) properties: Reported,
 }
 
 #[derive(Default)]
 pub(super) struct FoundDirectory {
     /// Sorted by name.
     pub(super) entries: Vec<(Box<str>, Node)>,
-    pub(super) properties: Option<Box<re::NodeProperties>>,
+    pub(super) properties: Reported,
 }
 
 /// A directory that is still to be listed.
@@ -81,8 +81,7 @@ pub(super) struct Walk<'r> {
     take: Take<'r>,
     nodes: u64,
     bytes: u64,
-    want_mtime: bool,
-    want_mode: bool,
+    wanted: Wanted,
     /// Permissions do not bind us.
     privileged: bool,
     /// The directory of the last single file.
@@ -98,7 +97,6 @@ impl<'r> Walk<'r> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, &request.root, flags, Mode::empty())
             .map_err(failed("open the input root of", "."))?;
-        let wants = |name: &str| request.node_properties.iter().any(|n| n == name);
         Ok(Walk {
             request,
             root,
@@ -108,8 +106,7 @@ impl<'r> Walk<'r> {
             take: Take::new(store, request.function, request.cancel.clone(), held),
             nodes: 0,
             bytes: 0,
-            want_mtime: wants("mtime"),
-            want_mode: wants("unix_mode"),
+            wanted: Wanted::of(&request.node_properties),
             privileged: rustix::process::geteuid().is_root(),
             parent: None,
         })
@@ -265,7 +262,7 @@ impl<'r> Walk<'r> {
         entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         self.found.directories[this.number] = FoundDirectory {
             entries,
-            properties: self.properties(&stat),
+            properties: self.wanted.found(&stat),
         };
         Ok(())
     }
@@ -348,7 +345,7 @@ impl<'r> Walk<'r> {
         entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         self.found.directories[this.number] = FoundDirectory {
             entries,
-            properties: self.given_properties(lower.properties.as_deref(), 0o755),
+            properties: self.wanted.given(lower.properties.as_deref(), 0o755),
         };
         Ok(())
     }
@@ -389,7 +386,7 @@ impl<'r> Walk<'r> {
     ) -> Result<Link, OutputError> {
         Ok(Link {
             target: target(directory, name, path)?.into(),
-            properties: self.link_properties((stat.st_mtime, stat.st_mtime_nsec)),
+            properties: self.wanted.found_link(stat),
         })
     }
 
@@ -397,7 +394,7 @@ impl<'r> Walk<'r> {
     pub(super) fn given_link(&self, link: &tree::Symlink) -> Link {
         Link {
             target: link.target.clone(),
-            properties: self.link_properties(tree::shown_mtime(link.properties.as_deref())),
+            properties: self.wanted.given_link(link.properties.as_deref()),
         }
     }
 
@@ -410,7 +407,7 @@ impl<'r> Walk<'r> {
         self.found.files.push(FoundFile {
             digest: file.digest,
             executable: file.executable,
-            properties: self.given_properties(file.properties.as_deref(), mode),
+            properties: self.wanted.given(file.properties.as_deref(), mode),
         });
         self.take.given(file.digest);
         Ok(Node::File(number))
@@ -467,7 +464,7 @@ impl<'r> Walk<'r> {
         self.found.files.push(FoundFile {
             digest: Digest::empty(self.request.function),
             executable: stat.st_mode & 0o100 != 0,
-            properties: self.properties(stat),
+            properties: self.wanted.found(stat),
         });
         let pending = Pending {
             number,
@@ -491,51 +488,6 @@ impl<'r> Walk<'r> {
             return Err(beyond(path, problem));
         }
         Ok(())
-    }
-
-    /// The properties of a node of the tree, as the command saw them.
-    fn given_properties(
-        &self,
-        given: Option<&Properties>,
-        mode: u32,
-    ) -> Option<Box<re::NodeProperties>> {
-        (self.want_mtime || self.want_mode).then(|| {
-            let (seconds, nanos) = tree::shown_mtime(given);
-            let nanos = i32::try_from(nanos).unwrap_or(0);
-            Box::new(re::NodeProperties {
-                properties: Vec::new(),
-                mtime: (self.want_mtime).then_some(prost_types::Timestamp { seconds, nanos }),
-                unix_mode: self.want_mode.then_some(tree::shown_mode(given, mode)),
-            })
-        })
-    }
-
-    /// A link has no mode: whoever gave it the one that is shown would change what it points to.
-    fn link_properties(
-        &self,
-        (seconds, nanos): (i64, impl TryInto<i32>),
-    ) -> Option<Box<re::NodeProperties>> {
-        self.want_mtime.then(|| {
-            let nanos = nanos.try_into().unwrap_or(0);
-            Box::new(re::NodeProperties {
-                properties: Vec::new(),
-                mtime: Some(prost_types::Timestamp { seconds, nanos }),
-                unix_mode: None,
-            })
-        })
-    }
-
-    fn properties(&self, stat: &Stat) -> Option<Box<re::NodeProperties>> {
-        (self.want_mtime || self.want_mode).then(|| {
-            Box::new(re::NodeProperties {
-                properties: Vec::new(),
-                mtime: self.want_mtime.then_some(prost_types::Timestamp {
-                    seconds: stat.st_mtime,
-                    nanos: i32::try_from(stat.st_mtime_nsec).unwrap_or(0),
-                }),
-                unix_mode: self.want_mode.then_some(stat.st_mode & 0o7777),
-            })
-        })
     }
 
     fn count(&mut self, path: &str) -> Result<(), OutputError> {
