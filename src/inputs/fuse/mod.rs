@@ -17,6 +17,7 @@ mod kernel;
 mod layers;
 mod layout;
 mod life;
+mod living;
 mod mounter;
 pub(super) mod mounts;
 mod nodes;

@@ -8,16 +8,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
-use lru::LruCache;
-use parking_lot::Mutex;
-
-use super::subtree::{Subtree, contents};
+use super::living::{Bounds, Living, Recent};
+use super::subtree::{IDLE_FILES, Subtree, contents};
 use crate::cas::{Cas, Pins};
 use crate::reapi::Digest;
-use crate::tree::Directory;
-
-/// Files that are kept from eviction while nobody uses them.
-const IDLE_FILES: u64 = 500_000;
 
 /// A subtree whose files stay in the local store while this lives. Equal ones are one object.
 pub(super) struct Pinned {
@@ -26,49 +20,43 @@ pub(super) struct Pinned {
     /// All files below it are in the local store.
     whole: AtomicBool,
     _pins: Option<Pins>,
-    living: Weak<Mutex<Living>>,
+    living: Weak<Living<Pinned>>,
 }
 
 /// All of them.
 pub(super) struct Pinning {
     cas: Cas,
-    living: Arc<Mutex<Living>>,
-    /// Bytes of files that may be kept from eviction for their own sake.
-    idle_bytes: u64,
-    idle: Mutex<LruCache<Digest, Arc<Pinned>>>,
-}
-
-#[derive(Default)]
-struct Living {
-    by_digest: HashMap<Digest, Weak<Pinned>>,
-    files: u64,
-    bytes: u64,
+    living: Arc<Living<Pinned>>,
+    idle: Recent<Pinned>,
 }
 
 impl Pinning {
+    /// `idle_bytes` of files may be kept from eviction for their own sake.
     pub(super) fn new(cas: Cas, idle_bytes: u64) -> Self {
+        let most = Bounds {
+            directories: usize::MAX,
+            files: IDLE_FILES,
+            bytes: idle_bytes,
+        };
         Pinning {
             cas,
             living: Arc::default(),
-            idle_bytes,
-            idle: Mutex::new(LruCache::unbounded()),
+            // At last the newest goes too: it is kept by who uses it.
+            idle: Recent::new(most, 0),
         }
     }
 
     /// Keeps all files of a tree from eviction. Takes as long as what nobody keeps yet is large.
     pub(super) fn pin(&self, root: &Arc<Subtree>) -> Arc<Pinned> {
-        let pinned = self.get(root.digest).unwrap_or_else(|| self.build(root));
-        self.remember(pinned.clone());
+        let pinned = self.living.get(root.digest);
+        let pinned = pinned.unwrap_or_else(|| self.build(root));
+        self.idle.keep(&self.living, root.digest, pinned.clone());
         pinned
     }
 
     /// Whether the files of this directory are kept from eviction.
     pub(super) fn is_pinned(&self, digest: Digest) -> bool {
-        let living = self.living.lock();
-        living
-            .by_digest
-            .get(&digest)
-            .is_some_and(|kept| kept.strong_count() > 0)
+        self.living.is_held(digest)
     }
 
     /// Those files of the tree that are not in the local store.
@@ -97,16 +85,12 @@ impl Pinning {
         lacking
     }
 
-    fn get(&self, digest: Digest) -> Option<Arc<Pinned>> {
-        self.living.lock().by_digest.get(&digest)?.upgrade()
-    }
-
     fn build(&self, root: &Arc<Subtree>) -> Arc<Pinned> {
         let mut made: HashMap<Digest, Arc<Pinned>> = HashMap::new();
         let (mut at, mut waiting) = (root, Vec::new());
         loop {
             let known = made.get(&at.digest).cloned();
-            let pinned = match known.or_else(|| self.get(at.digest)) {
+            let pinned = match known.or_else(|| self.living.get(at.digest)) {
                 Some(pinned) => pinned,
                 None => {
                     let children = at.children.iter();
@@ -139,53 +123,16 @@ impl Pinning {
             _pins: pins,
             living: Arc::downgrade(&self.living),
         });
-        let mut living = self.living.lock();
-        living.files += subtree.directory.files.len() as u64;
-        living.bytes += bytes(&subtree.directory);
-        let kept = Arc::downgrade(&pinned);
-        living.by_digest.insert(subtree.digest, kept);
-        drop(living);
+        let directory = &subtree.directory;
+        self.living.put(subtree.digest, directory, &pinned);
         pinned
-    }
-
-    /// Keeps the tree's files for the next action, and lets go of those that were used longest ago.
-    fn remember(&self, root: Arc<Pinned>) {
-        // Nothing is dropped under the lock.
-        let before = self.idle.lock().put(root.subtree.digest, root);
-        drop(before);
-        while self.exceeds() {
-            // One by one, because a tree frees only what no other one shares; at last the newest, which is kept by who uses it.
-            let Some(oldest) = self.idle.lock().pop_lru() else {
-                return;
-            };
-            drop(oldest);
-        }
-    }
-
-    fn exceeds(&self) -> bool {
-        let living = self.living.lock();
-        living.files > IDLE_FILES || living.bytes > self.idle_bytes
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let Some(living) = self.living.upgrade() else {
-            return;
-        };
-        let mut living = living.lock();
-        living.files -= self.subtree.directory.files.len() as u64;
-        living.bytes -= bytes(&self.subtree.directory);
-        // Another of the same digest may have been made since this one could not be had any more.
-        if let Some(kept) = living.by_digest.get(&self.subtree.digest)
-            && kept.strong_count() == 0
-        {
-            living.by_digest.remove(&self.subtree.digest);
+        if let Some(living) = self.living.upgrade() {
+            living.gone(self.subtree.digest, &self.subtree.directory);
         }
     }
-}
-
-fn bytes(directory: &Directory) -> u64 {
-    let sizes = directory.files.iter().map(|file| file.digest.size());
-    sizes.fold(0, u64::saturating_add)
 }

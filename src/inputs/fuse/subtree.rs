@@ -8,9 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
-use lru::LruCache;
-use parking_lot::Mutex;
-
+use super::living::{Bounds, Living, Recent};
 use crate::reapi::Digest;
 use crate::tree::{Directory, Tree};
 
@@ -18,8 +16,8 @@ use crate::tree::{Directory, Tree};
 pub(super) const LARGE: u64 = 1 << 20;
 /// Directories that are known while nobody uses them.
 const IDLE_DIRECTORIES: usize = 100_000;
-/// Files in them.
-const IDLE_FILES: u64 = 500_000;
+/// Files in directories that are known, or kept from eviction, while nobody uses them.
+pub(super) const IDLE_FILES: u64 = 500_000;
 
 /// A directory and all below it.
 pub(super) struct Subtree {
@@ -33,7 +31,7 @@ pub(super) struct Subtree {
     pub(super) large: u64,
     /// The number of the action that brought it.
     pub(super) since: u64,
-    known: Weak<Known>,
+    known: Weak<Living<Subtree>>,
 }
 
 impl Subtree {
@@ -74,26 +72,21 @@ impl Subtree {
 
 /// All subtrees.
 pub(super) struct Subtrees {
-    known: Arc<Known>,
-    recent: Mutex<LruCache<Digest, Arc<Subtree>>>,
-}
-
-#[derive(Default)]
-struct Known {
-    living: Mutex<Living>,
-}
-
-#[derive(Default)]
-struct Living {
-    by_digest: HashMap<Digest, Weak<Subtree>>,
-    files: u64,
+    known: Arc<Living<Subtree>>,
+    recent: Recent<Subtree>,
 }
 
 impl Subtrees {
     pub(super) fn new() -> Self {
+        let most = Bounds {
+            directories: IDLE_DIRECTORIES,
+            files: IDLE_FILES,
+            bytes: u64::MAX,
+        };
         Subtrees {
             known: Arc::default(),
-            recent: Mutex::new(LruCache::unbounded()),
+            // Never the newest is let go.
+            recent: Recent::new(most, 1),
         }
     }
 
@@ -103,7 +96,7 @@ impl Subtrees {
             Some(root) => root,
             None => self.build(tree, action)?,
         };
-        self.remember(root.clone());
+        self.recent.keep(&self.known, root.digest, root.clone());
         Some(root)
     }
 
@@ -128,7 +121,7 @@ impl Subtrees {
                 .map(|child| made.get(&child.digest).cloned())
                 .collect::<Option<Box<[_]>>>()?;
             let subtree = Arc::new(self.subtree(digest, directory.clone(), children, action));
-            self.known.put(&subtree);
+            self.known.put(digest, directory, &subtree);
             made.insert(digest, subtree);
         }
         made.remove(&tree.root)
@@ -160,56 +153,12 @@ impl Subtrees {
             children,
         }
     }
-
-    /// Keeps the tree for the next action, and lets go of those that were used longest ago.
-    fn remember(&self, root: Arc<Subtree>) {
-        // Nothing is dropped under the lock.
-        let before = self.recent.lock().put(root.digest, root);
-        drop(before);
-        while self.known.exceeds() {
-            // One by one, because a tree frees only what no other one shares; never the newest.
-            let oldest = {
-                let mut recent = self.recent.lock();
-                match recent.len() {
-                    0 | 1 => return,
-                    _ => recent.pop_lru(),
-                }
-            };
-            drop(oldest);
-        }
-    }
-}
-
-impl Known {
-    fn get(&self, digest: Digest) -> Option<Arc<Subtree>> {
-        self.living.lock().by_digest.get(&digest)?.upgrade()
-    }
-
-    fn put(&self, subtree: &Arc<Subtree>) {
-        let mut living = self.living.lock();
-        living.files += subtree.directory.files.len() as u64;
-        let kept = Arc::downgrade(subtree);
-        living.by_digest.insert(subtree.digest, kept);
-    }
-
-    fn exceeds(&self) -> bool {
-        let living = self.living.lock();
-        living.by_digest.len() > IDLE_DIRECTORIES || living.files > IDLE_FILES
-    }
 }
 
 impl Drop for Subtree {
     fn drop(&mut self) {
-        let Some(known) = self.known.upgrade() else {
-            return;
-        };
-        let mut living = known.living.lock();
-        living.files -= self.directory.files.len() as u64;
-        // Another of the same digest may have been made since this one could not be had any more.
-        if let Some(kept) = living.by_digest.get(&self.digest)
-            && kept.strong_count() == 0
-        {
-            living.by_digest.remove(&self.digest);
+        if let Some(known) = self.known.upgrade() {
+            known.gone(self.digest, &self.directory);
         }
     }
 }
