@@ -66,16 +66,15 @@ pub(super) fn from_tree(error: TreeError) -> Ending {
 
 /// Of showing `tree`, or of reading what is in it, in a store that holds `most` bytes.
 pub(super) fn from_inputs(error: InputError, tree: &Tree, most: u64) -> Ending {
-    if is_full(&error) {
-        let needed = tree.distinct_bytes();
-        if needed > most {
-            return Ending::Refused(format!(
-                "the inputs of the action have {}, more than the {} that fit into the CAS of this worker \
-                 (cas-quota-high); max-input-bytes tells so before anything is fetched, if it is not above that",
-                rough_size(needed),
-                rough_size(most)
-            ));
-        }
+    if is_full(&error)
+        && let Some(needed) = tree.bytes_beyond(most)
+    {
+        return Ending::Refused(format!(
+            "the inputs of the action have {}, more than the {} that fit into the CAS of this worker \
+             (cas-quota-high); max-input-bytes tells so before anything is fetched, if it is not above that",
+            rough_size(needed),
+            rough_size(most)
+        ));
     }
     match error {
         InputError::Missing(missing) => Ending::MissingInputs(missing),

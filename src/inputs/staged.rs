@@ -142,9 +142,8 @@ impl InputRoots for Staged {
 impl Staged {
     async fn fetch(&self, request: &StageRequest) -> Result<Pins, InputError> {
         // All of them are in the store together: what can never fit is not fetched, nor anything evicted for it.
-        let needed = request.tree.distinct_bytes();
         let most = self.place.cas.local().largest_blob();
-        if needed > most {
+        if let Some(needed) = request.tree.bytes_beyond(most) {
             let why = format!("all inputs must fit into its {most} bytes (cas-quota-high)");
             return Err(CasError::Full { needed, why }.into());
         }

@@ -71,11 +71,15 @@ impl Tree {
             .collect()
     }
 
-    /// The bytes of those, which a store needs that is to hold all of them at once.
-    pub(crate) fn distinct_bytes(&self) -> u64 {
+    /// The bytes of those, if they are more than the `most` of a store that is to hold all of them at once.
+    pub(crate) fn bytes_beyond(&self, most: u64) -> Option<u64> {
+        // Each file for itself they are no fewer, and that is known.
+        if self.bytes <= most {
+            return None;
+        }
         let blobs = self.blobs();
         let sizes = blobs.iter().map(|wanted| wanted.digest.size());
-        sizes.fold(0, u64::saturating_add)
+        Some(sizes.fold(0, u64::saturating_add)).filter(|needed| *needed > most)
     }
 
     /// One path for each of these blobs that the tree holds as a file, found in one walk.

@@ -235,8 +235,8 @@ impl Cas {
         digests.dedup();
         let lacking = self.lookup(digests).await?;
         match &self.source {
-            Some(source) if !lacking.is_empty() => source.find_missing(&lacking).await,
-            _ => Ok(lacking),
+            Some(source) => source.find_missing(&lacking).await,
+            None => Ok(lacking),
         }
     }
 

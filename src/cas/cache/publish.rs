@@ -12,8 +12,8 @@ use crate::cas::pack::{GROUP_BYTES, pack};
 use crate::cas::{BlobSource, CasError};
 use crate::reapi::Digest;
 
-/// Uploads those of `digests` that the source lacks, and what is held for nobody else has it. They are pinned, except `not_here`, which are not local
-/// and only have to be remote.
+/// Uploads those of `digests` that the source lacks, and what is held because nobody else has it. They are pinned, except
+/// `not_here`, which are not local and only have to be remote.
 pub(super) async fn publish(
     shared: &Arc<Shared>,
     source: &Arc<dyn BlobSource>,
@@ -21,10 +21,7 @@ pub(super) async fn publish(
     not_here: Vec<Digest>,
     held: &Held,
 ) -> Result<(), CasError> {
-    let mut lacking = match digests.is_empty() {
-        true => Vec::new(),
-        false => source.find_missing(&digests).await?,
-    };
+    let mut lacking = source.find_missing(&digests).await?;
     let not_here: HashSet<Digest> = not_here.into_iter().collect();
     let nowhere: Vec<Digest> = lacking
         .iter()

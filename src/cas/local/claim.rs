@@ -90,12 +90,10 @@ impl LocalStore {
     /// The claim to a blob that is not here; `None` if it is, which counts as a use.
     pub(super) fn claim_absent(&self, digest: Digest) -> Result<Option<Claim<'_>>, CasError> {
         let mut index = self.index.lock();
-        if let Some(slot) = index.find(digest) {
-            let files = index.files(slot);
-            if files.any() && !files.unverified() {
-                index.touch(slot);
-                return Ok(None);
-            }
+        if let Some(slot) = index.find(digest)
+            && index.used(slot).is_some()
+        {
+            return Ok(None);
         }
         let mut claim = self.claim_from(index, digest)?;
         // It may have come while we waited.
@@ -112,12 +110,10 @@ impl LocalStore {
             let Some(slot) = index.find(digest) else {
                 return Ok(None);
             };
-            let files = index.files(slot);
-            if !files.any() {
+            if !index.files(slot).any() {
                 return Ok(None);
             }
-            if !files.unverified() {
-                index.touch(slot);
+            if let Some(files) = index.used(slot) {
                 return Ok(Some(files));
             }
         }

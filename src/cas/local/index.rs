@@ -103,7 +103,7 @@ pub(super) struct Index {
     usage: StoreUsage,
     /// Blobs whose files must be hashed before their first use.
     doubtful: usize,
-    /// To files that are on their way here.
+    /// What is promised to files that are on their way here.
     pub(super) promised: Promised,
     /// Claims held now.
     pub(super) claims: usize,
@@ -313,6 +313,15 @@ impl Index {
         } else {
             self.entry_mut(older).newer = newer;
         }
+    }
+
+    /// The files of a blob if they may be used as they are, which counts as a use.
+    pub(super) fn used(&mut self, slot: Slot) -> Option<Files> {
+        let files = self.files(slot);
+        (files.any() && !files.unverified()).then(|| {
+            self.touch(slot);
+            files
+        })
     }
 
     /// Counts as a use. A pinned blob comes to the front when its last pin goes.

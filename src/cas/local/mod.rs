@@ -204,6 +204,11 @@ impl LocalStore {
         self.index.lock().doubtful() > 0
     }
 
+    /// The permission bits of a blob's file.
+    pub(crate) fn file_mode(executable: bool) -> u32 {
+        names::Kind::of(executable).mode().as_raw_mode()
+    }
+
     /// What is stored.
     pub fn usage(&self) -> StoreUsage {
         self.index.lock().usage()

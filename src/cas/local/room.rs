@@ -56,16 +56,28 @@ impl Promised {
 }
 
 impl<S: Deref<Target = LocalStore>> Reservation<S> {
+    fn nothing(store: S) -> Self {
+        Reservation {
+            store,
+            promised: Promised::default(),
+        }
+    }
+
     /// Takes in more, evicting what is necessary. After an error it is what it was.
     pub(super) fn grow(&mut self, by: u64) -> Result<(), CasError> {
-        self.store.keep_to_quota(by)?;
+        self.grow_within_quota(by)?;
         self.store.keep_the_floor(by).inspect_err(|_| {
             let grown = Promised {
                 all: by,
                 written: 0,
             };
+            self.promised.end(grown);
             self.store.index.lock().promised.end(grown);
-        })?;
+        })
+    }
+
+    fn grow_within_quota(&mut self, by: u64) -> Result<(), CasError> {
+        self.store.keep_to_quota(by)?;
         self.promised.all += by;
         Ok(())
     }
@@ -107,10 +119,7 @@ impl LocalStore {
         store: S,
         size: u64,
     ) -> Result<Reservation<S>, CasError> {
-        let mut reservation = Reservation {
-            store,
-            promised: Promised::default(),
-        };
+        let mut reservation = Reservation::nothing(store);
         reservation.grow(disk_size(size))?;
         Ok(reservation)
     }
@@ -122,24 +131,17 @@ impl LocalStore {
         size: u64,
     ) -> Result<Reservation<S>, CasError> {
         store.fits_at_all(disk_size(size))?;
-        Ok(Reservation {
-            store,
-            promised: Promised::default(),
-        })
+        Ok(Reservation::nothing(store))
     }
 
-    /// The same for a file that has its blocks on this file system already: only the quota counts.
+    /// [`LocalStore::reserve`] for a file that has its blocks on this file system already: only the quota counts.
     pub(super) fn reserve_quota<S: Deref<Target = LocalStore>>(
         store: S,
         size: u64,
     ) -> Result<Reservation<S>, CasError> {
-        let bytes = disk_size(size);
-        store.keep_to_quota(bytes)?;
-        let promised = Promised {
-            all: bytes,
-            written: 0,
-        };
-        Ok(Reservation { store, promised })
+        let mut reservation = Reservation::nothing(store);
+        reservation.grow_within_quota(disk_size(size))?;
+        Ok(reservation)
     }
 
     /// Evicts what was not used for longest, so that about `bytes` more fit on the file system; for those

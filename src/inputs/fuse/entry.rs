@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::nodes::NodeId;
 use super::subtree::LARGE;
+use crate::cas::LocalStore;
 use crate::config::Owner;
 use crate::reapi::Digest;
 use crate::tree::{Directory, File, file_mode, shown_mode, shown_mtime};
@@ -115,16 +116,11 @@ pub(super) fn leaf(
             let file = directory.files.get(n)?;
             let content = Content::File(file.digest, file.executable);
             let properties = file.properties.as_deref();
-            match stored.filter(|_| is_large(file)) {
-                Some(owner) => {
-                    let mode = if file.executable { 0o555 } else { 0o444 };
-                    (content, mode, properties, owner)
-                }
-                None => {
-                    let mode = shown_mode(properties, file_mode(file.executable));
-                    (content, mode, properties, owner)
-                }
-            }
+            let (mode, owner) = match stored.filter(|_| is_large(file)) {
+                Some(stored) => (LocalStore::file_mode(file.executable), stored),
+                None => (shown_mode(properties, file_mode(file.executable)), owner),
+            };
+            (content, mode, properties, owner)
         }
         Entry::Symlink(n) => {
             let link = directory.symlinks.get(n)?;
