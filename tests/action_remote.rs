@@ -147,17 +147,19 @@ async fn what_a_command_used_is_in_a_blob_too_where_buildgrid_looks_for_it() {
     assert!(!bench.store.contains(digest));
 }
 
+/// A command with an output of so many bytes.
+fn zeros(size: usize) -> re::Command {
+    re::Command {
+        output_paths: vec!["out".into()],
+        ..sh(&format!("head -c {size} /dev/zero > out"))
+    }
+}
+
 #[tokio::test]
 async fn an_upload_that_is_refused_for_good_is_no_failure_of_the_worker() {
     let server = FaultyCas::start().await;
     let bench = Bench::with_remote(Some(Arc::new(server.client())), |_| {});
-    let run = async |size: usize| {
-        let command = re::Command {
-            output_paths: vec!["out".into()],
-            ..sh(&format!("head -c {size} /dev/zero > out"))
-        };
-        bench.run(command, bench.root(&[])).await.ending
-    };
+    let run = async |size: usize| bench.run(zeros(size), bench.root(&[])).await.ending;
     let fails = |code| {
         server.faults(|faults| {
             faults.fail.insert("BatchUpdateBlobs", (code, u32::MAX));
@@ -197,11 +199,7 @@ async fn an_output_larger_than_the_remote_takes_is_refused_with_its_bound() {
     server.state.capabilities.lock().max_cas_blob_size_bytes = 4000;
     let bench = Bench::with_remote(Some(Arc::new(server.client())), |_| {});
     for size in [5_000, 6_000_000] {
-        let command = re::Command {
-            output_paths: vec!["out".into()],
-            ..sh(&format!("head -c {size} /dev/zero > out"))
-        };
-        let finished = bench.run(command, bench.root(&[])).await;
+        let finished = bench.run(zeros(size), bench.root(&[])).await;
         let Ending::Refused(why) = &finished.ending else {
             panic!("{finished:?}")
         };

@@ -79,6 +79,10 @@ fn staged(cas: &Cas, dir: &Path) -> Arc<dyn InputRoots> {
     Arc::new(Staged::new(cas.clone(), dir.to_owned()).unwrap())
 }
 
+fn on_fuse(cas: &Cas, dir: &Path) -> Arc<dyn InputRoots> {
+    Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
+}
+
 impl Bench {
     /// `change` may alter the settings.
     pub(crate) fn new(change: impl FnOnce(&mut Settings)) -> Self {
@@ -112,7 +116,7 @@ impl Bench {
             if let Some(learnt) = learnt {
                 std::fs::copy(learnt, dir.with_file_name("input-profiles")).unwrap();
             }
-            Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
+            on_fuse(cas, dir)
         };
         Some(Bench::with_all(process(), inputs, source, change))
     }
@@ -120,10 +124,7 @@ impl Bench {
     /// With inputs on the file system, and a store that takes so many bytes and no source of more.
     pub(crate) fn fuse_in(store: u64) -> Option<Self> {
         ready_for_fuse().then_some(())?;
-        let inputs = |cas: &Cas, dir: &Path| -> Arc<dyn InputRoots> {
-            Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
-        };
-        Some(Bench::with_store(store, process(), inputs, None, |_| {}))
+        Some(Bench::with_store(store, process(), on_fuse, None, |_| {}))
     }
 
     /// The same at level full, where a launcher holds a root for a while after its action has ended.
@@ -139,10 +140,7 @@ impl Bench {
             namespace: None,
         };
         let full = Arc::new(FullSandbox::new(launchers, config).unwrap());
-        let inputs = |cas: &Cas, dir: &Path| -> Arc<dyn InputRoots> {
-            Arc::new(FuseRoots::new(cas.clone(), dir).unwrap())
-        };
-        Some(Bench::with_all(full, inputs, None, change))
+        Some(Bench::with_all(full, on_fuse, None, change))
     }
 
     /// With a sandbox of another kind.
