@@ -5,6 +5,7 @@ mod command;
 mod conclude;
 pub mod ending;
 mod failures;
+mod finish;
 mod isolation;
 mod live;
 mod missing;

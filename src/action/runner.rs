@@ -1,4 +1,4 @@
-//! The line that every action goes through. Each phase is a method; what a phase learns is handed
+//! The line that every action goes through, its end in `finish`. Each phase is a method; what a phase learns is handed
 //! to the next as data, and the first phase that fails ends the action with its class.
 
 use std::sync::Arc;
@@ -7,24 +7,18 @@ use std::time::Instant;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::conclude::{conclude, left_out};
-use super::failures::{from_inputs, from_outputs};
-use super::isolation::isolation;
-use super::publish::{self, Stream};
-use super::report;
+use super::failures::from_inputs;
 use super::resolve::{self, Resolved};
 use super::usage;
-use super::{Ending, Finished, LiveOutput, ServerLog, Settings, missing};
-use crate::cas::{self, Cas, Held};
+use super::{Ending, Finished, LiveOutput, Settings};
+use crate::cas::{self, Cas};
 use crate::config::Owner;
-use crate::inputs::{Beneath, InputError, InputRoots, StageRequest, StagedRoot};
+use crate::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
 use crate::observe::{self, ActionRecord};
-use crate::outputs::{self, CollectRequest, Collected, OutputError};
-use crate::reapi::any::pack;
 use crate::reapi::proto::re;
-use crate::reapi::{Digest, DigestFunction, time};
+use crate::reapi::time;
 use crate::sandbox::{
-    CommandSpec, End, Exempt, Inputs, Outcome, RootShape, Sandbox, Sandboxes, StreamSpec,
+    CommandSpec, Exempt, Inputs, Outcome, RootShape, Sandbox, Sandboxes, StreamSpec,
 };
 use crate::scheduler::Lease;
 use crate::tree::TreeStore;
@@ -54,7 +48,7 @@ pub struct RunnerParts {
 
 /// Runs actions, one per slot at a time.
 pub struct Runner {
-    parts: RunnerParts,
+    pub(super) parts: RunnerParts,
     /// Per slot: locked while an input root of it is on the disk, which is longer than its action runs.
     roots: Vec<Arc<Mutex<()>>>,
 }
@@ -63,13 +57,13 @@ pub struct Runner {
 pub type Progress<'a> = &'a (dyn Fn(re::ExecutedActionMetadata) + Send + Sync);
 
 /// What is being found out about an action on its way.
-struct Journey<'a> {
-    lease: &'a Lease,
+pub(super) struct Journey<'a> {
+    pub(super) lease: &'a Lease,
     slot: usize,
-    cancel: &'a CancellationToken,
+    pub(super) cancel: &'a CancellationToken,
     progress: Progress<'a>,
-    metadata: re::ExecutedActionMetadata,
-    record: ActionRecord,
+    pub(super) metadata: re::ExecutedActionMetadata,
+    pub(super) record: ActionRecord,
 }
 
 impl Runner {
@@ -279,174 +273,13 @@ impl Runner {
         Ok(outcome)
     }
 
-    /// Collects and uploads. A command that was cut short by its timeout has a partial result; one that was
-    /// cancelled has none.
-    async fn publish(
-        &self,
-        journey: &mut Journey<'_>,
-        resolved: &Resolved,
-        staged: &dyn StagedRoot,
-        outcome: Outcome,
-    ) -> Result<Finished, Ending> {
-        if outcome.end == End::Cancelled {
-            return Err(Ending::Cancelled);
-        }
-        if let Some(trouble) = staged.trouble() {
-            let troubled = self.troubled(trouble, resolved);
-            return or_cancelled(journey.cancel, async { Err(troubled.await) }).await;
-        }
-        let begun = Instant::now();
-        journey.metadata.output_upload_start_timestamp = Some(time::now());
-        let report = match self.reports(resolved) {
-            true => {
-                let parts = &self.parts;
-                let strategy = parts.inputs.name();
-                let (store, function) = (parts.cas.local(), journey.lease.function);
-                let tree = &resolved.tree;
-                Some(report::keep(store, function, resolved.digest, tree, staged, strategy).await?)
-            }
-            false => None,
-        };
-        let function = journey.lease.function;
-        let keep = self.parts.settings.keep_output;
-        let (ending, exit_code, notice) = conclude(&outcome, resolved, keep);
-        let (root, beneath) = match staged.beneath() {
-            None => (staged.path().to_owned(), None),
-            Some(Beneath { upper, tree }) => (upper, Some(tree)),
-        };
-        let request = CollectRequest {
-            root,
-            beneath,
-            outputs: resolved.command.outputs.clone(),
-            format: resolved.command.format,
-            node_properties: resolved.command.node_properties.clone(),
-            function,
-            limits: self.parts.settings.output_limits,
-            cancel: journey.cancel.clone(),
-        };
-        // Waited for even if the action is cancelled, which makes it short: the root must not be taken down under it.
-        let gathered = self.gather(request, function, outcome, notice).await?;
-        let Gathered {
-            collected,
-            mut held,
-            stdout,
-            stderr,
-        } = gathered;
-        // What cannot be an output is the command's fault: its streams are still worth reading.
-        let (mut collected, ending) = match collected {
-            Ok(collected) => (collected, ending),
-            Err(error) => match from_outputs(error) {
-                theirs @ (Ending::BadOutput(_) | Ending::LimitExceeded(_)) => {
-                    (Collected::default(), theirs)
-                }
-                ending => return Err(ending),
-            },
-        };
-        let streams = [stdout.digest, stderr.digest];
-        let blobs: Vec<Digest> = collected
-            .blobs
-            .iter()
-            .copied()
-            .chain(streams.into_iter().flatten())
-            .chain(report.as_ref().and_then(|report| report.digest))
-            .collect();
-        if self.parts.cas.has_source() {
-            // Its reader is the scheduler, who shares that CAS.
-            let (digest, content, named) = usage::blob(&journey.record.usage, function);
-            held.bring(digest, content);
-            journey.metadata.auxiliary_metadata.push(named);
-        }
-        or_cancelled(journey.cancel, async {
-            let cas = &self.parts.cas;
-            match cas.publish_held(&blobs, &held).await {
-                Ok(()) => Ok(()),
-                Err(error) => Err(missing::from_publish(cas, &resolved.tree, error).await),
-            }
-        })
-        .await?;
-        journey.record.publish = begun.elapsed();
-        journey.record.output_blobs = blobs.len() as u64;
-        journey.record.output_bytes = blobs.iter().map(|b| b.size()).sum();
-
-        let mut metadata = journey.metadata.clone();
-        let now = Some(time::now());
-        metadata.output_upload_completed_timestamp = now;
-        metadata.worker_completed_timestamp = now;
-        let isolation = isolation(journey.record.sandbox, &resolved.demand.view);
-        metadata.auxiliary_metadata.push(isolation);
-        let logs: Vec<ServerLog> = { report.and_then(|report| report.digest).into_iter() }
-            .map(|digest| ServerLog {
-                name: report::NAME,
-                digest,
-            })
-            .collect();
-        // Not every scheduler has a place for logs, and a cache has none.
-        let told = logs.iter().map(|log| pack(&log.file()));
-        metadata.auxiliary_metadata.extend(told);
-        let result = re::ActionResult {
-            exit_code,
-            stdout_raw: stdout.raw,
-            stdout_digest: stdout.digest.map(Digest::to_proto),
-            stderr_raw: stderr.raw,
-            stderr_digest: stderr.digest.map(Digest::to_proto),
-            execution_metadata: Some(metadata),
-            ..std::mem::take(&mut collected.result)
-        };
-        Ok(Finished {
-            cacheable: ending == Ending::Exited(0) && !resolved.do_not_cache,
-            message: left_out(&collected.left_out),
-            details: Vec::new(),
-            logs,
-            result: Some(result),
-            ending,
-        })
-    }
-
-    fn reports(&self, resolved: &Resolved) -> bool {
+    pub(super) fn reports(&self, resolved: &Resolved) -> bool {
         let asked = resolved.demand.input_report;
         asked.unwrap_or(self.parts.settings.input_report)
     }
 
-    fn ending_of_inputs(&self, error: InputError, resolved: &Resolved) -> Ending {
+    pub(super) fn ending_of_inputs(&self, error: InputError, resolved: &Resolved) -> Ending {
         from_inputs(error, &resolved.tree, self.parts.cas.local().largest_blob())
-    }
-
-    /// How an action ends whose command could not read an input.
-    async fn troubled(&self, trouble: InputError, resolved: &Resolved) -> Ending {
-        match self.ending_of_inputs(trouble, resolved) {
-            Ending::MissingInputs(met) => {
-                missing::with_the_rest(&self.parts.cas, &resolved.tree, met).await
-            }
-            ending => ending,
-        }
-    }
-
-    /// The disk work of collecting, on a blocking thread.
-    async fn gather(
-        &self,
-        request: CollectRequest,
-        function: DigestFunction,
-        outcome: Outcome,
-        notice: String,
-    ) -> Result<Gathered, Ending> {
-        let store = self.parts.cas.local().clone();
-        let mut held = self.parts.cas.hold();
-        let inline = self.parts.settings.inline_output;
-        let work = move || {
-            let stream = |captured, notice: &str| {
-                publish::keep_stream(&store, function, captured, notice, inline)
-                    .map_err(|e| Ending::Infrastructure(e.to_string()))
-            };
-            Ok(Gathered {
-                stdout: stream(outcome.stdout, "")?,
-                stderr: stream(outcome.stderr, &notice)?,
-                collected: outputs::collect_and_hold(&store, &request, &mut held),
-                held,
-            })
-        };
-        tokio::task::spawn_blocking(work)
-            .await
-            .unwrap_or_else(|e| Err(Ending::Infrastructure(format!("collecting outputs: {e}"))))
     }
 }
 
@@ -460,15 +293,8 @@ fn remove(staged: Box<dyn StagedRoot>) {
     });
 }
 
-struct Gathered {
-    collected: Result<Collected, OutputError>,
-    held: Held,
-    stdout: Stream,
-    stderr: Stream,
-}
-
 /// A phase that may be dropped midway, dropped when the action is cancelled.
-async fn or_cancelled<T>(
+pub(super) async fn or_cancelled<T>(
     cancel: &CancellationToken,
     phase: impl Future<Output = Result<T, Ending>>,
 ) -> Result<T, Ending> {
