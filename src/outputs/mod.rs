@@ -7,6 +7,7 @@
 
 mod describe;
 mod look;
+mod open;
 mod overlay;
 mod properties;
 mod take;

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::CStr;
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
 use super::look::{target, unreachable, what};
+use super::open::{self, id};
 use super::properties::{Reported, Wanted};
 use super::take::{Pending, Take, Taken};
 use super::{CollectRequest, OutputError, beyond, failed, join, overlay, refused};
@@ -173,7 +173,7 @@ impl<'r> Walk<'r> {
                     .map_err(|error| unreachable(error, path))?;
                 if !self.privileged {
                     let stat = rustix::fs::fstat(&fd).map_err(failed("look at", above))?;
-                    open_up(&fd, &stat);
+                    open::up(&fd, &stat);
                 }
                 let fd = Rc::new(fd);
                 self.parent = Some((above.to_owned(), fd.clone()));
@@ -222,13 +222,13 @@ impl<'r> Walk<'r> {
         if !this.upper {
             return self.list_lower(&this, queue);
         }
-        let fd = Rc::new(self.open_directory(&this.path)?);
+        let fd = Rc::new(open::directory(&self.root, &this.path)?);
         let stat = rustix::fs::fstat(&*fd).map_err(failed("look at", &this.path))?;
         if this.inode.is_some_and(|inode| inode != id(&stat)) {
             return Err(refused(&this.path, "changed while it was collected"));
         }
         if !self.privileged {
-            open_up(&fd, &stat);
+            open::up(&fd, &stat);
         }
         let lower = match this.lower {
             // What replaced a directory of the tree is not merged with it.
@@ -418,22 +418,6 @@ impl<'r> Walk<'r> {
         self.found.directories.len() - 1
     }
 
-    fn open_directory(&self, path: &str) -> Result<OwnedFd, OutputError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-        let open = |flags| beneath::open(&self.root, path, flags, Links::Refused);
-        open(flags)
-            .or_else(|error| match error {
-                // As root this does not happen; else the command is the same user, and this its directory.
-                Errno::ACCESS => {
-                    let found = open(OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW)?;
-                    beneath::regain(&found, Mode::RWXU)?;
-                    open(flags)
-                }
-                error => Err(error),
-            })
-            .map_err(|error| unreachable(error, path))
-    }
-
     fn take_file(
         &mut self,
         directory: &Rc<OwnedFd>,
@@ -456,7 +440,7 @@ impl<'r> Walk<'r> {
             );
             return Err(beyond(path, problem));
         }
-        let (file, opened) = open_file(directory, name, path, stat)?;
+        let (file, opened) = open::file(directory, name, path, stat)?;
         let number = self.found.files.len();
         if stat.st_nlink > 1 {
             self.linked.insert(id(stat), number);
@@ -500,49 +484,4 @@ impl<'r> Walk<'r> {
         }
         Ok(())
     }
-}
-
-/// Opens a file that was just looked at, and makes sure that it is the same one; gives what it is now.
-fn open_file(
-    directory: &OwnedFd,
-    name: &str,
-    path: &str,
-    looked_at: &Stat,
-) -> Result<(File, Stat), OutputError> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    // The time of the last access would be written to the journal, for each file that is hashed.
-    let file = beneath::entry(directory, name, flags | OFlags::NOATIME)
-        .or_else(|error| match error {
-            // For the owner and root only.
-            Errno::PERM => beneath::entry(directory, name, flags),
-            error => Err(error),
-        })
-        .or_else(|error| match error {
-            Errno::ACCESS => {
-                let found = beneath::entry(directory, name, OFlags::PATH | OFlags::NOFOLLOW)?;
-                let mode = Mode::from_raw_mode(looked_at.st_mode & 0o777) | Mode::RUSR;
-                beneath::regain(&found, mode)?;
-                beneath::entry(directory, name, flags)
-            }
-            error => Err(error),
-        })
-        .map_err(|error| unreachable(error, path))?;
-    let stat = rustix::fs::fstat(&file).map_err(failed("look at", path))?;
-    if id(&stat) != id(looked_at) || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
-    {
-        return Err(refused(path, "changed while it was collected"));
-    }
-    Ok((file.into(), stat))
-}
-
-/// Makes a directory of ours usable again that the command made read-only: files are moved out of it.
-fn open_up(directory: &OwnedFd, stat: &Stat) {
-    if stat.st_mode & 0o700 != 0o700 {
-        // If it is not ours, taking over a file in it fails, and says so.
-        let _ = beneath::regain(directory, Mode::RWXU);
-    }
-}
-
-fn id(stat: &Stat) -> (u64, u64) {
-    (stat.st_dev, stat.st_ino)
 }

@@ -18,7 +18,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::claim::Claim;
-use super::index::disk_size;
+use super::files::disk_size;
 use super::lease::{Writers, writers};
 use super::names::{BlobName, Kind};
 use super::temp::TempFile;

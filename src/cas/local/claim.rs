@@ -7,7 +7,8 @@ use std::ops::Deref;
 
 use parking_lot::MutexGuard;
 
-use super::index::{Files, Index, Slot};
+use super::files::Files;
+use super::index::{Index, Slot};
 use super::names::Kind;
 use super::room::{Promised, Reservation};
 use super::{CasError, LocalStore, disk};

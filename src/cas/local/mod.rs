@@ -3,7 +3,7 @@
 //! Promises: a blob that is here is whole and is what its digest says, after `kill -9` at any moment
 //! as well as after a power loss; a pinned blob stays; the quota and the floor of free space are
 //! kept; no file is flushed on its own. One file here for each of these subjects: `layout` (the directory and its
-//! lock), `trust` (what is believed after a crash), `scan` (opening), `index` (memory), `claim` (who may change a
+//! lock), `trust` (what is believed after a crash), `scan` (opening), `index` (memory), `files`, `claim` (who may change a
 //! digest's files), `put`, `writer`, `adopt` (blobs coming in), `read`, `double` (blobs
 //! going out), `room` (eviction), `verify` and `quarantine` (blobs gone bad).
 //!
@@ -13,6 +13,7 @@ mod adopt;
 mod claim;
 mod clear;
 mod double;
+mod files;
 mod index;
 mod layout;
 mod lease;

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir};
 
-use super::index::disk_size;
+use super::files::disk_size;
 use super::layout::Layout;
 use super::{CasError, clear, disk};
 

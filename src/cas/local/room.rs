@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-use super::index::disk_size;
+use super::files::disk_size;
 use super::names::BlobName;
 use super::{CasError, LocalStore, disk};
 
@@ -230,7 +230,7 @@ impl LocalStore {
         victims: &[(
             super::index::Slot,
             crate::reapi::Digest,
-            super::index::Files,
+            super::files::Files,
         )],
     ) {
         for &(_, digest, files) in victims {

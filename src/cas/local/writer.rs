@@ -4,7 +4,7 @@
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::index::disk_size;
+use super::files::disk_size;
 use super::names::Kind;
 use super::room::Reservation;
 use super::temp::TempFile;
