@@ -3,6 +3,8 @@
 
 #[path = "common/action.rs"]
 mod common;
+#[path = "common/connection.rs"]
+mod connection;
 #[path = "common/faulty_cas/mod.rs"]
 mod faulty_cas;
 
@@ -14,6 +16,7 @@ use boxwright::reapi::Digest;
 use boxwright::reapi::proto::re;
 use bytes::Bytes;
 use common::{Bench, F, action, sh};
+use connection::Connection;
 use faulty_cas::{FaultyCas, blob};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +66,40 @@ fn root(bench: &Bench, files: &[(&str, Digest)]) -> Digest {
     })
 }
 
+/// Reads a page of `big` by itself, not as part of a read-ahead, while signals come that it has a handler for.
+const SIGNALLED_READER: &str = "python3 -c '
+import mmap, signal
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+f = open(\"big\")
+m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
+m.madvise(mmap.MADV_RANDOM)
+print(m[9])'";
+
+/// The same with python3 where it is.
+fn with_python(script: &str) -> re::Command {
+    let mut command = sh(script);
+    command.environment_variables[0].value += ":/usr/local/bin";
+    command
+}
+
+/// What the running action has written, in a bench of one slot.
+fn written(bench: &Bench, name: &str) -> Vec<u8> {
+    let layers = std::fs::read_dir(bench.dir.path().join("stage/behind/layers")).unwrap();
+    { layers.flatten() }
+        .find_map(|layer| std::fs::read(layer.path().join("upper").join(name)).ok())
+        .unwrap_or_default()
+}
+
+/// Waits for something that happens soon.
+async fn soon(what: &str, mut happened: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !happened() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn only_what_is_read_is_fetched() {
     let cas = FaultyCas::start().await;
@@ -95,6 +132,7 @@ async fn an_action_that_waits_for_a_stalled_cas_dies_at_once_when_it_is_cancelle
         "python3 -c 'import mmap; f = open(\"big\"); print(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[9])'",
         "./big",
         "(cat big & cat big & cp big copy & wait)",
+        SIGNALLED_READER,
     ];
     for (n, script) in scripts.iter().enumerate() {
         cas.faults(|faults| {
@@ -102,9 +140,7 @@ async fn an_action_that_waits_for_a_stalled_cas_dies_at_once_when_it_is_cancelle
             faults.hang.insert("BatchReadBlobs", u32::MAX);
         });
         let big = cas.put_pattern((9 << 20) + n as u64);
-        let mut command = sh(script);
-        command.environment_variables[0].value += ":/usr/local/bin";
-        let command = bench.put_message(&command);
+        let command = bench.put_message(&with_python(script));
         let cancel = CancellationToken::new();
         let root = bench.put_message(&re::Directory {
             files: vec![re::FileNode {
@@ -273,36 +309,6 @@ async fn what_is_missing_is_found_out_without_fetching_the_rest() {
 }
 
 #[tokio::test]
-async fn a_cancelled_action_does_not_go_on_looking_for_what_else_is_missing() {
-    let cas = FaultyCas::start().await;
-    let Some(bench) = bench(&cas, 0, Duration::from_secs(60)) else {
-        return;
-    };
-    cas.faults(|faults| {
-        faults.hang.insert("FindMissingBlobs", u32::MAX);
-    });
-    let root = root(
-        &bench,
-        &[("gone", blob(1, 3000).0), ("lost", blob(2, 3000).0)],
-    );
-    let command = bench.put_message(&sh("cat gone; true"));
-    let cancel = CancellationToken::new();
-    let mut running = std::pin::pin!(bench.start(action(command, root), cancel.clone()));
-    let asked = async {
-        while cas.calls("FindMissingBlobs") == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::select! {
-        finished = &mut running => panic!("{finished:?}"),
-        () = asked => {}
-    }
-    cancel.cancel();
-    let finished = tokio::time::timeout(Duration::from_secs(5), running).await;
-    assert_eq!(finished.unwrap().ending, Ending::Cancelled);
-}
-
-#[tokio::test]
 async fn broken_streams_are_resumed_and_short_ones_are_not_taken_for_whole() {
     let cas = FaultyCas::start().await;
     let Some(bench) = bench(&cas, 4, Duration::from_secs(5)) else {
@@ -393,6 +399,122 @@ async fn a_timeout_does_not_count_the_time_spent_waiting_for_inputs() {
         );
         assert!(begun.elapsed() < Duration::from_secs(5), "{script}");
     }
+}
+
+#[tokio::test]
+async fn a_signal_that_kills_nobody_ends_no_read() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 3, Duration::from_secs(20)) else {
+        return;
+    };
+    // Signals come more often than contents.
+    cas.faults(|faults| faults.latency = Duration::from_millis(400));
+    let big = cas.put(Bytes::from_static(b"0123456789"));
+    let root = root(&bench, &[("big", big)]);
+    let finished = bench.run(with_python(SIGNALLED_READER), root);
+    let finished = tokio::time::timeout(Duration::from_secs(10), finished).await;
+    let finished = finished.expect("it gets its page");
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    assert_eq!(&finished.result.unwrap().stdout_raw[..], b"57\n");
+    assert_eq!(cas.calls("BatchReadBlobs"), 1);
+}
+
+/// Bytes of what is there: more than the kernel reads by the way.
+const HERE: usize = 300_000;
+
+/// A tree of `cold` files that never come, and one that is there.
+fn mostly_cold(bench: &Bench, cas: &FaultyCas, cold: usize) -> Digest {
+    let here = bench.put(&blob(999, HERE).1);
+    let names: Vec<String> = (0..cold).map(|n| format!("cold-{n}")).collect();
+    let mut files = vec![("here", here)];
+    let cold = names.iter().enumerate();
+    files.extend(cold.map(|(n, name)| (&**name, cas.put(blob(1000 + n, HERE).1))));
+    files.sort_unstable();
+    root(bench, &files)
+}
+
+#[tokio::test]
+async fn who_waits_for_a_stalled_cas_is_in_nobodys_way() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 0, Duration::from_secs(60)) else {
+        return;
+    };
+    cas.faults(|faults| {
+        faults.hang.insert("BatchReadBlobs", u32::MAX);
+    });
+    let cold = 100;
+    let root = mostly_cold(&bench, &cas, cold);
+    let script = format!(
+        "for n in $(seq 0 {}); do cat cold-$n & done; while [ ! -e go ]; do sleep 0.02; done; cat here > got; wait",
+        cold - 1
+    );
+    let connection = Connection::at(&bench.dir.path().join("stage/behind/tree"));
+    let cancel = CancellationToken::new();
+    let action = action(bench.put_message(&sh(&script)), root);
+    let mut running = std::pin::pin!(bench.start(action, cancel.clone()));
+    let checks = async {
+        // As many as the kernel lets through.
+        let mut before = 0;
+        soon("many wait", || {
+            let now = connection.waiting();
+            let still = now == before && now >= 64;
+            before = now;
+            still
+        })
+        .await;
+        let mut roots = std::fs::read_dir(bench.dir.path().join("stage/roots")).unwrap();
+        let root = { roots.by_ref().flatten() }.find(|root| root.path().join("here").exists());
+        std::fs::write(root.unwrap().path().join("go"), "").unwrap();
+        soon("what is here is read", || {
+            written(&bench, "got").len() == HERE
+        })
+        .await;
+        cancel.cancel();
+    };
+    tokio::select! {
+        finished = &mut running => panic!("{finished:?}"),
+        () = checks => {}
+    }
+    assert_eq!(running.await.ending, Ending::Cancelled);
+    bench.settle().await;
+    // What it asked for is asked for no longer.
+    soon("nothing waits", || connection.waiting() == 0).await;
+    cas.faults(|faults| faults.hang.clear());
+    let root = mostly_cold(&bench, &cas, cold);
+    let begun = Instant::now();
+    let finished = bench.run(sh("cat cold-7 > /dev/null"), root).await;
+    assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_cancelled_action_does_not_go_on_looking_for_what_else_is_missing() {
+    let cas = FaultyCas::start().await;
+    let Some(bench) = bench(&cas, 0, Duration::from_secs(60)) else {
+        return;
+    };
+    cas.faults(|faults| {
+        faults.hang.insert("FindMissingBlobs", u32::MAX);
+    });
+    let root = root(
+        &bench,
+        &[("gone", blob(1, 3000).0), ("lost", blob(2, 3000).0)],
+    );
+    let command = bench.put_message(&sh("cat gone; true"));
+    let cancel = CancellationToken::new();
+    let mut running = std::pin::pin!(bench.start(action(command, root), cancel.clone()));
+    let asked = async {
+        while cas.calls("FindMissingBlobs") == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        finished = &mut running => panic!("{finished:?}"),
+        () = asked => {}
+    }
+    cancel.cancel();
+    let finished = tokio::time::timeout(Duration::from_secs(5), running).await;
+    assert_eq!(finished.unwrap().ending, Ending::Cancelled);
 }
 
 #[tokio::test]

@@ -92,8 +92,18 @@ async fn learn_and_use(watched: bool) {
     };
     let (tree, idle) = root(&first, &cas, 1);
     let id = run(&first, tree).await;
-    // Each was fetched when it was asked for.
-    assert_eq!(groups(&cas, &id), [1; FILES]);
+    // It had to ask often: for the first by itself, and then for some more than it had read by then.
+    let asked = groups(&cas, &id);
+    assert!(
+        (5..=15).contains(&asked.len()) && asked[0] == 1,
+        "{asked:?}"
+    );
+    let unread: Vec<Digest> = {
+        let seen = cas.state.seen.lock();
+        idle.into_iter()
+            .filter(|digest| !seen.sent.contains_key(digest))
+            .collect()
+    };
     // What it has learnt is written at the latest when it ends.
     let learnt = first.end();
     let learnt = learnt.path().join("input-profiles");
@@ -104,6 +114,6 @@ async fn learn_and_use(watched: bool) {
     let id = run(&second, tree).await;
     assert_eq!(groups(&cas, &id), [FILES]);
     let seen = cas.state.seen.lock();
-    let mut unread = idle.iter().chain(&idle_too);
+    let mut unread = unread.iter().chain(&idle_too);
     assert!(unread.all(|digest| !seen.sent.contains_key(digest)));
 }

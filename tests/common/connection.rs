@@ -1,5 +1,7 @@
 //! The kernel's end of a FUSE file system, by which it can be ended.
 
+#![allow(dead_code)] // each test file uses its own part
+
 use std::path::Path;
 use std::process::Command;
 
@@ -31,6 +33,13 @@ impl Connection {
     pub(crate) fn abort(&self) {
         let own = self.control.path().join(self.number.to_string());
         std::fs::write(own.join("abort"), "1").unwrap();
+    }
+
+    /// Requests that are not answered yet.
+    pub(crate) fn waiting(&self) -> u64 {
+        let own = self.control.path().join(self.number.to_string());
+        let said = std::fs::read_to_string(own.join("waiting")).unwrap();
+        said.trim().parse().unwrap()
     }
 }
 

@@ -1,14 +1,17 @@
 //! The content of files: from the local store without waiting, else from wherever the CAS gets it, once however many ask.
 //!
-//! Only this part of the file system may wait for a network, and whoever waits can be told to stop. What is given is
-//! what the digest says, or nothing: a reader never gets a wrong byte, and an action that could not read an input is told
-//! so when it ends, whatever its command made of the error.
+//! Only this part of the file system may wait for a network, and nobody waits longer than who reads: a reader that dies is let
+//! go, and what no running action can want any more is given up. What is given is what the digest says, or nothing: a
+//! reader never gets a wrong byte, and an action that could not read an input is told so when it ends, whatever its command
+//! made of the error.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use lru::LruCache;
@@ -18,12 +21,29 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::dying::is_dying;
+use super::entry::{self, Entry};
+use super::subtree::{LARGE, Subtree};
 use super::watch::{Wait, Watches};
 use crate::cas::{Cas, CasError, Pins, Wanted};
 use crate::reapi::Digest;
 
-/// Blobs that are kept open between two reads.
+/// Blobs that are kept open between two reads, none of them large: what is evicted is on the disk until it is closed.
 const OPEN: usize = 128;
+/// Files that are fetched along with others may be such a part of the store, for each action.
+const ALONG: u64 = 16;
+/// How often it is looked whether a reader dies that was interrupted, for the kernel tells of the first signal only.
+const DEATH: Duration = Duration::from_millis(20);
+
+/// A request for some of a content.
+pub(super) struct Asked<'a> {
+    /// The number under which [`Contents::interrupt`] finds it.
+    pub(super) request: u64,
+    /// Who asks.
+    pub(super) thread: u32,
+    /// Where the content is: a directory, and a place in its listing.
+    pub(super) home: &'a (dyn Fn() -> Option<(Arc<Subtree>, usize)> + Send + Sync),
+}
 
 /// Reads contents.
 pub(super) struct Contents {
@@ -31,38 +51,49 @@ pub(super) struct Contents {
     /// Where downloads and reads that block are done.
     runtime: Handle,
     open: Mutex<LruCache<Digest, Arc<File>>>,
-    /// Reads that wait, by the number of their request.
-    waiting: Mutex<HashMap<u64, CancellationToken>>,
+    /// Blobs that the store had found damaged when those were opened.
+    quarantined: AtomicU64,
+    /// Reads that wait, by the number of their request: what ends them, and the thread that asked.
+    waiting: Mutex<HashMap<u64, (CancellationToken, u32)>>,
     /// Who is to be told.
     pub(super) watches: Arc<Watches>,
 }
 
 impl Contents {
+    /// For actions.
     pub(super) fn new(cas: Cas, runtime: Handle) -> Self {
+        let watches = Watches::new(cas.local().high_water() / ALONG);
+        Contents::telling(Arc::new(watches), cas, runtime)
+    }
+
+    /// The same for readers that are no actions.
+    pub(super) fn for_people(cas: Cas, runtime: Handle) -> Self {
+        let watches = Watches::with_others(cas.local().high_water());
+        Contents::telling(Arc::new(watches), cas, runtime)
+    }
+
+    /// For another file system, whose requests have numbers of their own; the same ones are told.
+    pub(super) fn beside(&self) -> Contents {
+        Contents::telling(self.watches.clone(), self.cas.clone(), self.runtime.clone())
+    }
+
+    fn telling(watches: Arc<Watches>, cas: Cas, runtime: Handle) -> Self {
         Contents {
             cas,
             runtime,
             open: Mutex::new(LruCache::new(
                 NonZeroUsize::new(OPEN).unwrap_or(NonZeroUsize::MIN),
             )),
+            quarantined: AtomicU64::new(0),
             waiting: Mutex::default(),
-            watches: Arc::default(),
+            watches,
         }
     }
 
-    /// For another file system, whose requests have numbers of their own; the same ones are told.
-    pub(super) fn beside(&self) -> Contents {
-        Contents {
-            watches: self.watches.clone(),
-            ..Contents::new(self.cas.clone(), self.runtime.clone())
-        }
-    }
-
-    /// Some bytes of a blob; fewer than asked for only at its end. `request` is a number under which
-    /// [`Contents::interrupt`] finds it.
+    /// Some bytes of a blob; fewer than asked for only at its end.
     pub(super) async fn read(
         &self,
-        request: u64,
+        asked: Asked<'_>,
         wanted: Wanted,
         offset: u64,
         size: usize,
@@ -96,7 +127,7 @@ impl Contents {
             self.open.lock().pop(&wanted.digest);
             self.recheck(wanted.digest).await;
         }
-        let pins = self.wait_for(request, wanted).await?;
+        let pins = self.wait_for(asked, wanted).await?;
         let store = self.cas.local().clone();
         let read = self.runtime.spawn_blocking(move || {
             // Kept from eviction meanwhile.
@@ -118,28 +149,68 @@ impl Contents {
         failed(self.watches.wait(digest), digest, error)
     }
 
-    /// Ends the wait of a request, if it waits.
+    /// A signal came to who waits for a request: it goes on waiting unless it dies, now or later.
     pub(super) fn interrupt(&self, request: u64) {
-        if let Some(waiting) = self.waiting.lock().get(&request) {
-            waiting.cancel();
+        let Some((end, thread)) = self.waiting.lock().get(&request).cloned() else {
+            return;
+        };
+        if is_dying(thread) {
+            return end.cancel();
         }
+        self.runtime.spawn(async move {
+            while tokio::time::timeout(DEATH, end.cancelled()).await.is_err() {
+                if is_dying(thread) {
+                    end.cancel();
+                }
+            }
+        });
     }
 
     /// The blob's file if it is in the store. Opening it may wait for the disk, never for more.
     fn at_hand(&self, digest: Digest) -> Result<Option<Arc<File>>, CasError> {
-        if let Some(file) = self.open.lock().get(&digest) {
-            return Ok(Some(file.clone()));
-        }
         let store = self.cas.local();
         // While a blob may have to be hashed first, that is done as part of a fetch.
         if store.has_doubtful() {
             return Ok(None);
         }
+        let quarantined = store.counters().quarantined;
+        if self.quarantined.swap(quarantined, Ordering::Relaxed) != quarantined {
+            // One of them may be damaged.
+            self.open.lock().clear();
+        }
+        if !store.contains(digest) {
+            // What is evicted shall free its disk.
+            self.open.lock().pop(&digest);
+            return Ok(None);
+        }
+        if let Some(file) = self.open.lock().get(&digest) {
+            return Ok(Some(file.clone()));
+        }
         let file = store.open_blob(digest)?.map(Arc::new);
-        if let Some(file) = &file {
+        if let Some(file) = &file
+            && digest.size() <= LARGE
+        {
             self.open.lock().put(digest, file.clone());
         }
         Ok(file)
+    }
+
+    /// What to fetch along with what is waited for.
+    fn along(&self, asked: &Asked<'_>, wait: &Wait) -> Vec<Wanted> {
+        let store = self.cas.local();
+        if !self.cas.has_source() || store.has_doubtful() {
+            return Vec::new();
+        }
+        let Some((subtree, place)) = (asked.home)() else {
+            return Vec::new();
+        };
+        let directory = &subtree.directory;
+        match entry::at(directory, place) {
+            Some(Entry::File(at)) => self.watches.siblings(wait, |siblings| {
+                siblings.along(subtree.digest, directory, at, store)
+            }),
+            _ => Vec::new(),
+        }
     }
 
     async fn recheck(&self, digest: Digest) {
@@ -150,12 +221,13 @@ impl Contents {
         }
     }
 
-    async fn wait_for(&self, request: u64, wanted: Wanted) -> Result<Pins, Errno> {
-        let interrupted = CancellationToken::new();
-        self.waiting.lock().insert(request, interrupted.clone());
-        let wait = self.watches.wait(wanted.digest);
-        let cas = self.cas.clone();
-        let fetch = async move { cas.fetch(&[wanted]).await };
+    async fn wait_for(&self, asked: Asked<'_>, wanted: Wanted) -> Result<Pins, Errno> {
+        let end = CancellationToken::new();
+        let waiting = (end.clone(), asked.thread);
+        self.waiting.lock().insert(asked.request, waiting);
+        let mut wait = self.watches.wait(wanted.digest);
+        let along = self.along(&asked, &wait);
+        let fetch = fetch(self.cas.clone(), wanted, along);
         let fetch = match wait.behalf() {
             Some(behalf) => self.runtime.spawn(behalf.pass_on(fetch)),
             None => self.runtime.spawn(fetch),
@@ -164,10 +236,13 @@ impl Contents {
         let mut fetch = AbortOnDropHandle::new(fetch);
         let fetched = tokio::select! {
             biased;
-            () = interrupted.cancelled() => None,
+            () = end.cancelled() => None,
             fetched = &mut fetch => Some(fetched),
+            () = wait.deserted(&self.watches) => None,
         };
-        self.waiting.lock().remove(&request);
+        self.waiting.lock().remove(&asked.request);
+        // Nobody has to look after it any more.
+        end.cancel();
         match fetched {
             None => Err(Errno::INTR),
             Some(Ok(Ok(pins))) => {
@@ -179,6 +254,20 @@ impl Contents {
             Some(Err(_)) => Err(Errno::IO),
         }
     }
+}
+
+/// Fetches a content and others along with it; if that fails, whatever the reason, the one that is waited for.
+async fn fetch(cas: Cas, wanted: Wanted, mut along: Vec<Wanted>) -> Result<Pins, CasError> {
+    if !along.is_empty() {
+        along.push(wanted);
+        match cas.fetch(&along).await {
+            Ok(pins) => return Ok(pins),
+            Err(error) => {
+                tracing::debug!("cannot fetch siblings of an input along with it: {error}")
+            }
+        }
+    }
+    cas.fetch(&[wanted]).await
 }
 
 /// The error of a blob that is in the store, and cannot be read there.
@@ -223,4 +312,47 @@ fn read_whole(file: &File, offset: u64, size: usize) -> Result<Bytes, Errno> {
         }
     }
     Ok(bytes.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cas::{LocalStore, StoreConfig};
+    use crate::reapi::DigestFunction;
+
+    #[tokio::test]
+    async fn what_was_evicted_or_found_damaged_is_not_kept_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(StoreConfig {
+            root: dir.path().join("cas"),
+            high_water: 1 << 30,
+            low_water: 1 << 29,
+            free_floor: 0,
+        });
+        let cas = Cas::new(store.unwrap(), None);
+        let contents = Contents::new(cas.clone(), Handle::current());
+        let store = cas.local();
+        let put = |content: &[u8]| {
+            let digest = DigestFunction::Sha256.digest(content);
+            store.put(digest, content, false).unwrap();
+            digest
+        };
+        let (one, other) = (put(b"one"), put(b"other"));
+        for digest in [one, other] {
+            assert!(contents.at_hand(digest).unwrap().is_some());
+        }
+        assert_eq!(contents.open.lock().len(), 2);
+        let path = store.path(one, false).unwrap().unwrap();
+        std::fs::write(path, b"longer").unwrap();
+        assert!(!store.recheck(one).unwrap());
+        assert!(contents.at_hand(one).unwrap().is_none());
+        assert_eq!(contents.open.lock().len(), 0, "any may be damaged");
+        assert!(contents.at_hand(other).unwrap().is_some());
+        assert!(store.make_room(1 << 20) > 0);
+        assert!(contents.at_hand(other).unwrap().is_none());
+        assert_eq!(contents.open.lock().len(), 0);
+        let large = put(&vec![7; LARGE as usize + 1]);
+        assert!(contents.at_hand(large).unwrap().is_some());
+        assert_eq!(contents.open.lock().len(), 0);
+    }
 }

@@ -20,7 +20,7 @@ use fuse3::{FileType, Inode, Result, Timestamp};
 use futures::Stream;
 use rustix::io::Errno;
 
-use super::content::Contents;
+use super::content::{Asked, Contents};
 use super::eager::Requests;
 use super::entry::{Attributes, Content, Kind};
 use super::nodes::{Listing, NodeId, Nodes};
@@ -30,8 +30,9 @@ use crate::cas::Wanted;
 
 /// As long as can be.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
-/// Requests that the kernel has under way in the background, reading ahead mostly.
-const BACKGROUND: u16 = 64;
+/// Requests that the kernel has under way in the background, as nearly all reads are. Those that wait for a CAS are among them: so
+/// many that they do not keep others from what is local.
+const BACKGROUND: u16 = 4096;
 /// FOPEN_KEEP_CACHE of linux/fuse.h: to be opened changes no file.
 const KEEP_PAGES: u32 = 1 << 1;
 
@@ -141,9 +142,12 @@ impl Filesystem for Kernel {
             return Err(code(Errno::INVAL));
         };
         let wanted = Wanted { digest, executable };
-        let read = self
-            .contents
-            .read(request.unique, wanted, offset, size as usize);
+        let asked = Asked {
+            request: request.unique,
+            thread: request.pid,
+            home: &|| self.nodes.home(inode),
+        };
+        let read = self.contents.read(asked, wanted, offset, size as usize);
         Ok(read.await.map_err(code)?.into())
     }
 

@@ -11,6 +11,7 @@
 
 mod content;
 mod descriptor;
+mod dying;
 mod eager;
 mod entry;
 mod kernel;
@@ -28,6 +29,7 @@ mod record;
 pub(super) mod recurring;
 mod root;
 mod server;
+mod siblings;
 mod subtree;
 mod tree_mount;
 mod upper;

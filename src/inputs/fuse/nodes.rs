@@ -13,8 +13,8 @@
 //! again. What the kernel knows is counted, so that a node goes when the kernel has forgotten it.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -89,9 +89,12 @@ struct Node {
 
 enum What {
     Directory(Place),
-    /// A file or a link.
-    Leaf(Arc<Look>),
+    /// A file or a link, and where it was first found.
+    Leaf(Arc<Look>, Home),
 }
+
+/// The directory in which an entry is, if that still is known, and its place in the listing.
+pub(super) type Home = (Weak<Subtree>, u32);
 
 /// A directory at its place.
 struct Place {
@@ -296,7 +299,15 @@ impl Nodes {
     pub(super) fn content(&self, id: NodeId) -> Result<Content, Errno> {
         match &self.table.lock().nodes.get(&id).ok_or(Errno::NOENT)?.what {
             What::Directory(_) => Err(Errno::ISDIR),
-            What::Leaf(look) => Ok(look.content.clone()),
+            What::Leaf(look, _) => Ok(look.content.clone()),
+        }
+    }
+
+    /// A directory that holds this file or link, and the place in its listing.
+    pub(super) fn home(&self, id: NodeId) -> Option<(Arc<Subtree>, usize)> {
+        match &self.table.lock().nodes.get(&id)?.what {
+            What::Directory(_) => None,
+            What::Leaf(_, (subtree, index)) => Some((subtree.upgrade()?, *index as usize)),
         }
     }
 
@@ -337,7 +348,7 @@ impl Table {
     fn place(&self, id: NodeId) -> Result<&Place, Errno> {
         match &self.nodes.get(&id).ok_or(Errno::NOENT)?.what {
             What::Directory(place) => Ok(place),
-            What::Leaf(_) => Err(Errno::NOTDIR),
+            What::Leaf(..) => Err(Errno::NOTDIR),
         }
     }
 
@@ -349,7 +360,7 @@ impl Table {
                 What::Directory(Place { index: None, .. }) => break,
                 // Subdirectories come first in a listing.
                 What::Directory(place) => (place.parent, place.index? as usize),
-                What::Leaf(look) => look.place?,
+                What::Leaf(look, _) => look.place?,
             };
             names.push(entry::name(
                 &self.place(parent).ok()?.subtree.directory,
@@ -364,7 +375,7 @@ impl Table {
     fn place_mut(&mut self, id: NodeId) -> Result<&mut Place, Errno> {
         match &mut self.nodes.get_mut(&id).ok_or(Errno::NOENT)?.what {
             What::Directory(place) => Ok(place),
-            What::Leaf(_) => Err(Errno::NOTDIR),
+            What::Leaf(..) => Err(Errno::NOTDIR),
         }
     }
 
@@ -412,7 +423,8 @@ impl Table {
                 let id = self.number();
                 let look = Arc::new(look);
                 self.leaves.insert(look.clone(), id);
-                let what = What::Leaf(look.clone());
+                let home = (Arc::downgrade(&self.place(parent)?.subtree), key);
+                let what = What::Leaf(look.clone(), home);
                 self.nodes.insert(id, Node { known: 0, what });
                 (look, id)
             }
@@ -451,7 +463,7 @@ impl Table {
             What::Directory(place) => {
                 entry::of_directory(id, &place.subtree.directory, place.view.owner)
             }
-            What::Leaf(look) => entry::of_leaf(id, look),
+            What::Leaf(look, _) => entry::of_leaf(id, look),
         })
     }
 
@@ -464,7 +476,7 @@ impl Table {
             return;
         }
         match self.nodes.remove(&id).map(|node| node.what) {
-            Some(What::Leaf(look)) => {
+            Some(What::Leaf(look, _)) => {
                 self.leaves.remove(&*look);
             }
             Some(What::Directory(place)) => {

@@ -27,8 +27,6 @@ const BYTES: usize = 8 << 20;
 const AGE: u8 = 4;
 /// Between two writes of what was learnt.
 const PAUSE: Duration = Duration::from_secs(30);
-/// Bytes that are fetched before somebody asks for them, per action.
-const AHEAD: u64 = 2 << 30;
 
 /// What commands have read, by their shape.
 pub(super) struct Profiles {
@@ -69,8 +67,8 @@ impl Profiles {
     }
 
     /// The contents that a command of the first of these shapes that is known will want, in the order in which it will
-    /// want them.
-    pub(super) fn wanted(&self, shapes: &[u64], root: &Subtree) -> Vec<Wanted> {
+    /// want them; those after the first `most` bytes are left out.
+    pub(super) fn wanted(&self, shapes: &[u64], root: &Subtree, most: u64) -> Vec<Wanted> {
         let mut kept = self.kept.lock();
         let known = shapes.iter().find(|shape| kept.shapes.contains(shape));
         let Some(paths) = known.and_then(|shape| kept.shapes.get(shape)) else {
@@ -83,7 +81,7 @@ impl Profiles {
             .filter(|wanted| !wanted.digest.is_empty() && seen.insert(wanted.digest))
             .take_while(|wanted| {
                 ahead = ahead.saturating_add(wanted.digest.size());
-                ahead <= AHEAD
+                ahead <= most
             })
             .collect()
     }
@@ -139,7 +137,7 @@ impl Kept {
         let known: HashSet<&str> = read.iter().copied().collect();
         let mut paths: Vec<Remembered> = read.iter().map(|path| ((*path).into(), 0)).collect();
         let not_read = old.into_iter().filter(|(path, _)| !known.contains(&**path));
-        paths.extend(not_read.filter_map(|(path, age)| (age + 1 < AGE).then_some((path, age + 1))));
+        paths.extend(not_read.filter_map(|(path, age)| (age < AGE - 1).then(|| (path, age + 1))));
         paths.truncate(PATHS);
         self.bytes += bytes(&paths);
         self.shapes.put(shape, paths);
@@ -283,6 +281,9 @@ mod tests {
                 kept().read(&text[..end]);
             }
         }
+        other.read("* 9\n255 old\n");
+        other.learn(9, &["new"]);
+        assert_eq!(paths(&mut other, 9), ["new"]);
         kept().read("0 orphan\n* not-a-number\n1 x\n*\n\n300 y\n");
     }
 

@@ -13,23 +13,27 @@ use super::pinned::Pinned;
 use super::record::Recorded;
 use super::subtree::Subtree;
 use super::views::{self, Kept};
-use super::watch::Watch;
+use super::watch::Running;
 use super::{Shared, plan, upper};
-use crate::cas::Behalf;
+use crate::cas::{Behalf, Wanted};
 use crate::config::Owner;
 use crate::inputs::{Beneath, Hold, InputError, StageRequest, StagedRoot, Used, Waited, at_once};
 use crate::reapi::status::MissingBlob;
 use crate::tree::Tree;
 
-/// Contents that are fetched ahead in one turn.
-const AHEAD: usize = 512;
+/// Bytes that are fetched before a command asks for them: not more than a part of the store, where they are kept from eviction.
+const AHEAD: u64 = 2 << 30;
+const AHEAD_PART: u64 = 8;
+/// Bytes, and contents, that are fetched ahead in one turn: what somebody waits for meanwhile waits for no more than that.
+const TURN: u64 = 2 << 20;
+const TURN_CONTENTS: usize = 512;
 
 /// A root on show; its removal is part of its life, whoever drops it.
 pub(super) struct Root {
     path: PathBuf,
     upper: PathBuf,
     tree: Arc<Tree>,
-    watch: Arc<Watch>,
+    watch: Running,
     shapes: Vec<u64>,
     /// What is fetched before it is asked for.
     ahead: Option<AbortOnDropHandle<()>>,
@@ -143,7 +147,8 @@ impl Root {
         if self.shapes.is_empty() || !cas.has_source() {
             return;
         }
-        let mut wanted = self.shared.profiles.wanted(&self.shapes, subtree);
+        let most = AHEAD.min(cas.local().high_water() / AHEAD_PART);
+        let mut wanted = self.shared.profiles.wanted(&self.shapes, subtree, most);
         let digests: Vec<_> = wanted.iter().map(|wanted| wanted.digest).collect();
         let lacking: HashSet<_> = cas.local().missing(&digests).into_iter().collect();
         wanted.retain(|wanted| lacking.contains(&wanted.digest));
@@ -153,8 +158,7 @@ impl Root {
         let cas = cas.clone();
         let behalf = self.watch.behalf.clone();
         let fetching = self.shared.runtime.spawn(behalf.pass_on(async move {
-            // In turns, so that what somebody waits for meanwhile does not wait for all of it.
-            for some in wanted.chunks(AHEAD) {
+            for some in turns(&wanted) {
                 if let Err(error) = cas.fetch(some).await {
                     // Whoever reads it is told.
                     tracing::debug!("cannot fetch inputs ahead: {error}");
@@ -195,6 +199,22 @@ impl Shown {
         self.shared.views.shrink();
         given_back
     }
+}
+
+/// What is fetched together. A large content has a turn of its own, so that it takes one of the streams only.
+fn turns(mut wanted: &[Wanted]) -> impl Iterator<Item = &[Wanted]> {
+    std::iter::from_fn(move || {
+        let mut left = TURN;
+        let fits = |wanted: &&Wanted| {
+            let taken = left.checked_sub(wanted.digest.size());
+            left = taken.unwrap_or(0);
+            taken.is_some()
+        };
+        let many = wanted.iter().take(TURN_CONTENTS).take_while(fits).count();
+        let (turn, rest) = wanted.split_at(many.max(1).min(wanted.len()));
+        wanted = rest;
+        (!turn.is_empty()).then_some(turn)
+    })
 }
 
 #[async_trait]
@@ -246,7 +266,7 @@ impl StagedRoot for Root {
     }
 
     fn waited(&self) -> Option<Waited> {
-        let watch = self.watch.clone();
+        let watch = self.watch.0.clone();
         Some(Arc::new(move || watch.waited()))
     }
 
@@ -266,5 +286,30 @@ impl Drop for Root {
             return;
         };
         crate::inputs::in_background(move || shown.remove());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reapi::{Digest, DigestFunction};
+
+    #[test]
+    fn turns_are_bounded_in_bytes_and_number_and_what_is_large_is_alone() {
+        let of = |sizes: &[u64]| {
+            let wanted: Vec<Wanted> = { sizes.iter() }
+                .map(|size| Wanted {
+                    digest: Digest::new(DigestFunction::Sha256, [7; 32], *size),
+                    executable: false,
+                })
+                .collect();
+            turns(&wanted).map(<[Wanted]>::len).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&[]), [0; 0]);
+        assert_eq!(
+            of(&[TURN + 1, 1, 1, TURN * 9, TURN / 2, TURN / 2, 1]),
+            [1, 2, 1, 2, 1]
+        );
+        assert_eq!(of(&[1; 1030]), [TURN_CONTENTS, TURN_CONTENTS, 6]);
     }
 }

@@ -28,7 +28,7 @@ impl TreeMount {
             mounts::failed("find a directory of", tree.root)(rustix::io::Errno::NOENT)
         })?;
         let pinned = Pinning::new(cas.clone(), u64::MAX).pin(&root);
-        let contents = Contents::new(cas, Handle::current());
+        let contents = Contents::for_people(cas, Handle::current());
         let kernel = Kernel::new(Arc::new(Nodes::of(root, own())), Arc::new(contents));
         let server = Server::start(kernel, dir).map_err(super::cannot_mount(dir))?;
         Ok(TreeMount {
