@@ -343,8 +343,8 @@ mod tests {
         }
         assert_eq!(contents.open.lock().len(), 2);
         let path = store.path(one, false).unwrap().unwrap();
-        std::fs::write(path, b"longer").unwrap();
-        assert!(!store.recheck(one).unwrap());
+        std::fs::write(path, b"two").unwrap();
+        assert!(!store.verify(one).unwrap());
         assert!(contents.at_hand(one).unwrap().is_none());
         assert_eq!(contents.open.lock().len(), 0, "any may be damaged");
         assert!(contents.at_hand(other).unwrap().is_some());
