@@ -40,3 +40,7 @@ pub mod serve;
 pub mod tree;
 /// Slots, dispatch, drain.
 pub mod worker;
+
+#[cfg(test)]
+#[path = "../tests/common/skipped.rs"]
+mod skipped;

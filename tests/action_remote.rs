@@ -4,6 +4,8 @@
 mod common;
 #[path = "common/faulty_cas/mod.rs"]
 mod faulty_cas;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::sync::Arc;
 

@@ -3,6 +3,8 @@
 
 #[path = "common/mounted.rs"]
 mod mounted;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::collections::HashMap;
 use std::fs;
@@ -627,7 +629,7 @@ fn an_output_from_another_file_system_is_copied() {
     let dir = tempfile::tempdir().unwrap();
     let device = |path: &Path| fs::metadata(path).map(|stat| stat.dev());
     if device(elsewhere).is_err() || device(elsewhere).ok() == device(dir.path()).ok() {
-        eprintln!("SKIPPED: /dev/shm is no other file system than the temporary directory");
+        skipped::here("/dev/shm is no other file system than the temporary directory");
         return;
     }
     let store = open(dir.path());
@@ -869,7 +871,7 @@ fn files_that_somebody_removed_are_noticed() {
 #[test]
 fn a_directory_that_cannot_be_written_is_a_clear_error() {
     if is_root() {
-        eprintln!("SKIPPED: root may write everywhere");
+        skipped::here("root may write everywhere");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

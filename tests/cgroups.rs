@@ -4,6 +4,8 @@
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code)]
 
+#[path = "common/skipped.rs"]
+mod skipped;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -26,7 +28,7 @@ fn groups(slots: usize, needed: &Limits) -> Option<(Cgroups, Vec<SlotGroup>)> {
     println!("{}", cgroups.describe());
     let missing = cgroups.unenforced(needed);
     if cgroups.source() == UsageSource::Wait4 || !missing.is_empty() {
-        println!("SKIPPED: {}: {}", cgroups.describe(), missing.join(", "));
+        skipped::here(format!("{}: {}", cgroups.describe(), missing.join(", ")));
         return None;
     }
     let groups = cgroups.take_slots();
@@ -203,7 +205,7 @@ fn the_second_version_kills_the_whole_group() {
         return;
     };
     if cgroups.source() != UsageSource::CgroupV2 {
-        println!("SKIPPED: the first version of cgroups kills one process only");
+        skipped::here("the first version of cgroups kills one process only");
         return;
     }
     let group = &mut groups[0];

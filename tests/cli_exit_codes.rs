@@ -146,6 +146,25 @@ fn a_wrong_configuration_is_78_and_names_the_line() {
     fails(command, 78, &["BOXWRIGHT_REMOTE", "scheme"]);
 }
 
+/// No error, for other programs may have such names. The check says it, and so does the log at the start.
+#[test]
+fn a_variable_that_is_no_setting_is_told_of() {
+    let remote = ["worker", "--remote", "http://h:1"];
+    let mistyped = |more: &[&str]| {
+        let mut command = boxwright(&[&remote, more].concat());
+        command.env("BOXWRIGHT_CONCURENT_JOBS", "3");
+        command
+    };
+    let said = "BOXWRIGHT_CONCURENT_JOBS is not a setting and has no effect; did you mean BOXWRIGHT_CONCURRENT_JOBS?";
+    fails(mistyped(&["--check-config"]), 0, &[said]);
+    // It starts, and comes no further than its state.
+    let output = mistyped(&["--state-dir", "/dev/null/state"])
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains(said) && !output.status.success(), "{log}");
+}
+
 #[test]
 fn tls_without_roots_is_78_and_no_panic() {
     let address = "https://build.example:443";

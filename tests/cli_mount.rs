@@ -2,6 +2,8 @@
 
 #[path = "common/faulty_cas/mod.rs"]
 mod faulty_cas;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -14,13 +16,14 @@ use prost::Message;
 use rustix::process::{Pid, Signal, kill_process};
 
 fn possible() -> bool {
-    let possible = rustix::process::geteuid().is_root()
-        && Path::new("/dev/fuse").exists()
-        && Command::new("fusermount3").arg("-V").output().is_ok();
-    if !possible {
-        eprintln!("SKIPPED: needs root, /dev/fuse and fusermount3");
+    if !skipped::unless_root_and_fuse() {
+        return false;
     }
-    possible
+    let there = Command::new("fusermount3").arg("-V").output().is_ok();
+    if !there {
+        skipped::program("fusermount3");
+    }
+    there
 }
 
 /// A tree of `a` (small), `sub/big` (8 MiB) and `link`.
@@ -55,10 +58,16 @@ async fn tree(cas: &FaultyCas) -> (Digest, Digest) {
 }
 
 fn mount(cas: &FaultyCas, root: Digest, at: &Path) -> Child {
+    mount_below(cas, root, at, &std::env::temp_dir()).0
+}
+
+/// Also what it said.
+fn mount_below(cas: &FaultyCas, root: Digest, at: &Path, temporary: &Path) -> (Child, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_boxwright"))
         .args(["mount", "--instance", "main", "--remote", &cas.address])
         .arg(root.to_string())
         .arg(at)
+        .env("TMPDIR", temporary)
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
@@ -69,7 +78,7 @@ fn mount(cas: &FaultyCas, root: Digest, at: &Path) -> Child {
         stderr.read_line(&mut said).unwrap();
         assert!(said.len() > before, "it ended: {said}");
     }
-    child
+    (child, said)
 }
 
 fn end(mut child: Child) {
@@ -133,6 +142,37 @@ async fn it_ends_when_somebody_unmounts_it() {
             .unwrap();
         assert!(status.success());
         assert!(child.wait().unwrap().success());
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_mount_left_does_not_stop_the_next() {
+    if !possible() {
+        return;
+    }
+    let cas = FaultyCas::start().await;
+    let (root, _) = tree(&cas).await;
+    let (dir, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let work = move || {
+        let mount = || mount_below(&cas, root, dir.path(), temporary.path());
+        let (mut first, _) = mount();
+        assert_eq!(std::fs::read(dir.path().join("a")).unwrap().len(), 100);
+        first.kill().unwrap();
+        first.wait().unwrap();
+        // The kernel remembers what it was told of the directory itself, and asks for this.
+        let dead = rustix::fs::statfs(dir.path()).map(drop);
+        assert_eq!(dead, Err(rustix::io::Errno::NOTCONN));
+        let (second, said) = mount();
+        assert!(
+            said.contains("unmounted what a killed program had left"),
+            "{said}"
+        );
+        assert_eq!(std::fs::read(dir.path().join("a")).unwrap().len(), 100);
+        let scratches = std::fs::read_dir(temporary.path()).unwrap().count();
+        assert_eq!(scratches, 1, "the first one's is gone");
+        end(second);
+        assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
     };
     tokio::task::spawn_blocking(work).await.unwrap();
 }

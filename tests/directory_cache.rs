@@ -1,6 +1,8 @@
 //! Staged roots whose recurring directories are kept and mounted: an action sees what it would with a root of its own, cannot change
 //! what others see, and what is in use stays whatever else comes and goes.
 
+#[path = "common/skipped.rs"]
+mod skipped;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -38,8 +40,7 @@ struct World {
 impl World {
     /// `None`, and said so, where nothing can be mounted.
     fn new() -> Option<World> {
-        if !rustix::process::geteuid().is_root() {
-            println!("SKIPPED: needs root");
+        if !skipped::unless_root() {
             return None;
         }
         // Of this thread and those that it starts.

@@ -4,9 +4,10 @@
 mod common;
 #[path = "common/connection.rs"]
 mod connection;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -69,8 +70,7 @@ async fn an_action_whose_inputs_vanished_is_not_believed_and_no_other_is_begun()
 
 #[test]
 fn a_daemon_whose_file_system_ended_ends_and_says_why() {
-    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-        println!("SKIPPED: needs root and /dev/fuse");
+    if !skipped::unless_root_and_fuse() {
         return;
     }
     let place = tempfile::tempdir().unwrap();

@@ -7,6 +7,8 @@ mod common;
 mod connection;
 #[path = "common/faulty_cas/mod.rs"]
 mod faulty_cas;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -2,6 +2,8 @@
 
 #[path = "common/action.rs"]
 mod common;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -216,8 +218,7 @@ fn run_here(place: &Path, level: &str, flags: &[&str]) -> (Option<i32>, String, 
 
 #[test]
 fn run_writes_it_to_a_file_at_every_level() {
-    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-        println!("SKIPPED: needs root and /dev/fuse");
+    if !skipped::unless_root_and_fuse() {
         return;
     }
     let place = tempfile::tempdir().unwrap();
@@ -230,7 +231,7 @@ fn run_writes_it_to_a_file_at_every_level() {
     for level in ["process", "full", "process", "full"] {
         let (code, said, report) = run_here(place.path(), level, &[]);
         if said.contains("boxwright doctor") {
-            println!("SKIPPED: this host cannot give level {level}");
+            skipped::here(format!("this host cannot give level {level}"));
             continue;
         }
         assert_eq!(code, Some(3), "{said}");
@@ -269,9 +270,11 @@ fn run_writes_it_to_a_file_at_every_level() {
 fn what_the_sandbox_looks_for_in_a_root_is_not_the_commands_affair() {
     let place = tempfile::tempdir().unwrap();
     std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    let fuse = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    if !fuse || !Path::new(BUSYBOX).exists() {
-        println!("SKIPPED: needs root, /dev/fuse and {BUSYBOX} (package busybox-static)");
+    if !skipped::unless_root_and_fuse() {
+        return;
+    }
+    if !Path::new(BUSYBOX).exists() {
+        skipped::program("busybox (package busybox-static)");
         return;
     }
     std::fs::create_dir_all(place.path().join("in/bin")).unwrap();
@@ -280,7 +283,7 @@ fn what_the_sandbox_looks_for_in_a_root_is_not_the_commands_affair() {
     let flags = ["--platform", "root=input", "--env", "PATH=/bin"];
     let (code, said, report) = run_here(place.path(), "full", &flags);
     if said.contains("boxwright doctor") {
-        println!("SKIPPED: this host cannot give level full");
+        skipped::here("this host cannot give level full");
         return;
     }
     assert_eq!(code, Some(3), "{said}");

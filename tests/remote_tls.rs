@@ -3,6 +3,8 @@
 
 #[path = "common/faulty_cas/mod.rs"]
 mod faulty_cas;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,7 +23,7 @@ impl Authority {
     fn new() -> Option<Self> {
         let authority = Authority(tempfile::tempdir().unwrap());
         if Command::new("openssl").arg("version").output().is_err() {
-            eprintln!("SKIPPED: no openssl to make certificates with");
+            skipped::program("openssl");
             return None;
         }
         authority.openssl(

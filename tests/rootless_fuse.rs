@@ -3,6 +3,8 @@
 //!
 //! The daemon runs as `nobody`, by root in a mount namespace in which everybody may open /dev/fuse, as distributions have it.
 
+#[path = "common/skipped.rs"]
+mod skipped;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -24,8 +26,7 @@ struct Place {
 impl Place {
     /// `None`, and said so, where that cannot be.
     fn new() -> Option<Place> {
-        if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-            println!("SKIPPED: needs root and /dev/fuse");
+        if !skipped::unless_root_and_fuse() {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();

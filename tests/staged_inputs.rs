@@ -10,6 +10,8 @@ mod everyone;
 mod faulty_cas;
 #[path = "common/mounted.rs"]
 mod mounted;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};

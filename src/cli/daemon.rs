@@ -14,8 +14,9 @@ use super::sandboxes::Prepared;
 use crate::action::{self, Finished, LiveOutput, Runner, RunnerParts, Strategies, Strategy};
 use crate::cas::{BlobSource, Cas, LocalStore, StoreConfig};
 use crate::config::units::rough_size;
-use crate::config::{HostConfig, Quota, Settings, StrategyConfig, print};
+use crate::config::{self, HostConfig, LogConfig, Quota, Settings, StrategyConfig, print};
 use crate::inputs::InputRoots;
+use crate::observe;
 use crate::outputs::OutputLimits;
 use crate::sandbox::{Level, Limits, Named, Sandboxes};
 use crate::scheduler::{Lease, Scheduler};
@@ -33,6 +34,12 @@ pub(super) fn answer<C>(
     settings: &Settings,
     config: Result<C, Failure>,
 ) -> Result<Option<C>, Failure> {
+    // Also where a mistyped variable is why something is missing.
+    if source.check_config || source.print_config || config.is_err() {
+        for stray in strays() {
+            eprintln!("boxwright: warning: {}", super::exit::printable(&stray));
+        }
+    }
     if source.print_config {
         print!("{}", print::render(settings));
     }
@@ -41,6 +48,19 @@ pub(super) fn answer<C>(
         println!("the configuration is good");
     }
     Ok((!source.check_config && !source.print_config).then_some(config))
+}
+
+fn strays() -> Vec<String> {
+    config::strays(std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned()))
+}
+
+/// From here on the daemon speaks through its log; the first that it says is what looks wrong already.
+pub(super) fn open_log(log: &LogConfig) -> Result<(), Failure> {
+    observe::init(log).map_err(|e| Failure::new(Exit::Config, e))?;
+    for stray in strays() {
+        tracing::warn!("{stray}");
+    }
+    Ok(())
 }
 
 /// What must be there before any thread is.

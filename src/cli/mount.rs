@@ -1,5 +1,8 @@
 //! `boxwright mount`.
 
+mod dead;
+mod scratch;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,6 +46,9 @@ impl MountCommand {
 }
 
 async fn serve(source: Arc<dyn BlobSource>, digest: Digest, dir: &std::path::Path) -> Done {
+    let dir = std::path::absolute(dir)
+        .map_err(|e| Failure::new(Exit::Usage, format!("{}: {e}", dir.display())))?;
+    dead::remove(&dir)?;
     let mut stop = crate::worker::stops()
         .map_err(|e| Failure::new(Exit::Software, format!("cannot listen to signals: {e}")))?;
     let (root, directories) = tree_of(&*source, digest).await?;
@@ -52,15 +58,13 @@ async fn serve(source: Arc<dyn BlobSource>, digest: Digest, dir: &std::path::Pat
         nodes: 0,
         bytes: 0,
     };
-    let scratch = scratch()?;
+    let scratch = scratch::Scratch::new(&std::env::temp_dir())?;
     let store = LocalStore::open(StoreConfig {
-        root: scratch.0.clone(),
+        root: scratch.path().to_owned(),
         high_water: u64::MAX,
         low_water: u64::MAX,
         free_floor: 0,
     })?;
-    let dir = std::path::absolute(dir)
-        .map_err(|e| Failure::new(Exit::Usage, format!("{}: {e}", dir.display())))?;
     let mount = TreeMount::new(Cas::new(store, Some(source)), &tree, &dir)
         .map_err(|error| Failure::new(exit(&error), error))?;
     eprintln!(
@@ -88,29 +92,5 @@ fn exit(error: &InputError) -> Exit {
             _ => Exit::Software,
         },
         _ => Exit::Software,
-    }
-}
-
-/// A directory for what was read; removed in the end.
-struct Scratch(PathBuf);
-
-fn scratch() -> Result<Scratch, Failure> {
-    let name = format!("boxwright-mount-{}", uuid::Uuid::new_v4().simple());
-    let path = std::env::temp_dir().join(name);
-    let mut builder = std::fs::DirBuilder::new();
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(&path).map_err(|e| {
-        let text = format!(
-            "cannot create {}: {e}; set TMPDIR to a directory that can be written",
-            path.display()
-        );
-        Failure::new(Exit::CannotCreate, text)
-    })?;
-    Ok(Scratch(path))
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }

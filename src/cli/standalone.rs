@@ -13,7 +13,6 @@ use super::settings::{Source, StandaloneFlags};
 use crate::action::LiveOutput;
 use crate::cas::LocalStore;
 use crate::config::{HostConfig, StandaloneConfig};
-use crate::observe;
 use crate::scheduler::embedded::{ActionCache, Embedded, EmbeddedConfig};
 use crate::serve::{Listen, ServeError, Server, ServerConfig};
 use crate::worker::{Stop, WorkerEnd};
@@ -50,7 +49,7 @@ impl StandaloneCommand {
         else {
             return Ok(std::process::ExitCode::SUCCESS);
         };
-        observe::init(&config.host.log).map_err(|e| Failure::new(Exit::Config, e))?;
+        daemon::open_log(&config.host.log)?;
         let ground = daemon::ground(&config.host)?;
         daemon::runtime()?.block_on(async {
             let stop = daemon::stops()?;

@@ -6,12 +6,11 @@ use clap::Args;
 
 use super::Done;
 use super::daemon::{self, Engine};
-use super::exit::{Exit, Failure};
+use super::exit::Failure;
 use super::settings::{Source, WorkerFlags};
 use crate::action::LiveOutput;
 use crate::cas::{BlobSource, RemoteCas, RemoteConfig};
 use crate::config::WorkerConfig;
-use crate::observe;
 use crate::sandbox::Level;
 use crate::scheduler::rwapi::{LogStreams, Rwapi, RwapiConfig};
 
@@ -29,7 +28,7 @@ Example: boxwright worker --remote http://build.example:50051 --instance main --
 
 Exit codes: 0 drained, 1 stopped at once, 2 wrong usage, 69 the scheduler did not answer for as long as a drain \
 waits (results that it has not heard of are lost), 70 the sandbox or another part failed, \
-75 the state directory is in use, 77 permission denied, 78 the configuration is wrong or the scheduler refuses it.")]
+75 the state directory is in use, 77 permission denied, 78 the configuration is wrong or the scheduler refuses the first session.")]
 pub(super) struct WorkerCommand {
     #[command(flatten)]
     source: Source,
@@ -46,7 +45,7 @@ impl WorkerCommand {
         let Some(config) = daemon::answer(&self.source, &settings, config)? else {
             return Ok(std::process::ExitCode::SUCCESS);
         };
-        observe::init(&config.host.log).map_err(|e| Failure::new(Exit::Config, e))?;
+        daemon::open_log(&config.host.log)?;
         let ground = daemon::ground(&config.host)?;
         daemon::runtime()?.block_on(async {
             let stop = daemon::stops()?;

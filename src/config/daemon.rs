@@ -388,6 +388,15 @@ fn check_instance(settings: &Settings, instance: &str) -> Result<(), ConfigError
     if instance.is_empty() {
         return Ok(());
     }
+    // BuildGrid's name for a session that takes the work of all instances. Each lease then belongs to another instance,
+    // whose CAS holds its blobs.
+    if instance == "*" {
+        return Err(settings.refuse(
+            "instance",
+            "\"*\" (the work of all instances, as buildbox-worker has it with --runner-use-job-instance) is not supported, \
+             for blobs are fetched from one instance; start one worker for each instance, each with its name and a --state-dir",
+        ));
+    }
     match instance
         .split('/')
         .find(|segment| RESERVED.contains(segment))
@@ -449,6 +458,7 @@ mod tests {
             "remote = 'http://h:1'\nplatform = ['OSFamily=linux', 'OSFamily=Linux']",
             "remote = 'http://h:1'\ninstance = 'a/blobs'",
             "remote = 'http://h:1'\ninstance = '/a'",
+            "remote = 'http://h:1'\ninstance = '*'",
             "remote = 'http://h:1'\nname = ''",
             "remote = 'http://h:1'\ntls-cert = '/c'",
             "remote = 'http://h:1'\ntls-key = '/k'",

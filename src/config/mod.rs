@@ -14,6 +14,7 @@ pub mod owner;
 pub mod print;
 pub mod settings;
 pub mod strategy;
+mod stray;
 pub mod units;
 pub mod value;
 
@@ -29,3 +30,4 @@ pub use origin::{ConfigError, Origin};
 pub use owner::Owner;
 pub use settings::{Host, Settings};
 pub use strategy::{NetworkPolicy, StrategyConfig};
+pub use stray::strays;

@@ -43,8 +43,8 @@ pub struct Settings {
     entries: Layer,
 }
 
-/// What the environment says: `BOXWRIGHT_` and the key in capitals, `-` as `_`. Variables that are no
-/// setting's are left alone, for container platforms put names of their own there.
+/// What the environment says: `BOXWRIGHT_` and the key in capitals, `-` as `_`. Of variables that are no
+/// setting's [`strays`](super::strays) tells.
 pub fn environment(
     program: Program,
     variables: impl Fn(&str) -> Option<String>,

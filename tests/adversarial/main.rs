@@ -16,6 +16,8 @@ mod leaks;
 mod outputs;
 mod place;
 mod row;
+#[path = "../common/skipped.rs"]
+mod skipped;
 mod starting;
 mod staying;
 mod taking;
@@ -29,7 +31,7 @@ use world::{User, World, enter};
 async fn everything(place: Place) {
     let world = World::here();
     let Some(sandbox) = place::sandbox(place, &world) else {
-        println!("SKIPPED: there is no {place:?} on this machine");
+        place::tell_absent(place);
         return;
     };
     let lab = attempt::Lab::new(place, sandbox, world);

@@ -43,6 +43,14 @@ impl Place {
     }
 }
 
+/// Says why there is none.
+pub(crate) fn tell_absent(place: Place) {
+    match place {
+        Place::Bubblewrap if is_root() => crate::skipped::program("bwrap"),
+        _ => crate::skipped::here(format!("there is no {place:?} for this user")),
+    }
+}
+
 /// Two slots; `None` where this machine or this user cannot have it.
 pub(crate) fn sandbox(place: Place, world: &World) -> Option<Arc<dyn Sandbox>> {
     match place {

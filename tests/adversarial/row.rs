@@ -34,7 +34,7 @@ async fn one(lab: &Lab, row: &Row) -> Option<String> {
     let wanted = wanted(lab.place, row)?;
     let words = format!("{} {}", row.name, row.arguments);
     let Some(words) = lab.world.fill(&words) else {
-        println!("SKIPPED {}: this world has no {}", row.name, row.arguments);
+        crate::skipped::here(format!("{}: this world has no {}", row.name, row.arguments));
         return None;
     };
     let mut words: Vec<&str> = words.split_whitespace().collect();

@@ -61,10 +61,9 @@ fn own_mounts() {
 
 /// Gives the test mounts of its own if there can be FUSE file systems in them; says so if not.
 fn ready_for_fuse() -> bool {
-    let possible = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    match possible {
-        true => own_mounts(),
-        false => println!("SKIPPED: needs root and /dev/fuse"),
+    let possible = crate::skipped::unless_root_and_fuse();
+    if possible {
+        own_mounts();
     }
     possible
 }

@@ -18,11 +18,11 @@ impl Mounted {
             Ok(output) if output.status.success() => Some(Mounted(dir)),
             Ok(output) => {
                 let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-                eprintln!("SKIPPED: cannot mount a small file system: {why}");
+                crate::skipped::here(format!("cannot mount a small file system: {why}"));
                 None
             }
             Err(why) => {
-                eprintln!("SKIPPED: cannot mount a small file system: {why}");
+                crate::skipped::here(format!("cannot mount a small file system: {why}"));
                 None
             }
         }

@@ -18,10 +18,10 @@ fn limiting(bed: Bed) -> Option<Bed> {
     match bed.sandbox.unenforced(&all).first() {
         None => Some(bed),
         Some(lacks) => {
-            println!(
-                "SKIPPED: this host does not limit {lacks}: {}",
+            crate::skipped::here(format!(
+                "this host does not limit {lacks}: {}",
                 bed.sandbox.limits_in_words()
-            );
+            ));
             None
         }
     }

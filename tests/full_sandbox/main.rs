@@ -10,6 +10,8 @@ mod ending;
 mod limits;
 #[path = "../process_sandbox/output.rs"]
 mod output;
+#[path = "../common/skipped.rs"]
+mod skipped;
 mod view;
 
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -20,8 +22,7 @@ use bed::{is_root, launcher_executable, unused_id};
 /// Runs this file's tests once more without root, in a user namespace that anybody may make.
 #[test]
 fn all_of_it_without_root() {
-    if !is_root() {
-        println!("SKIPPED: this is the run without root, or there is no root to give up");
+    if !skipped::unless_root() {
         return;
     }
     // Copies, as the build's own directory may be closed to others.
@@ -46,12 +47,13 @@ fn all_of_it_without_root() {
         .arg(&tests)
         .args(["--skip", "all_of_it_without_root", "--test-threads", "1"])
         .env("BOXWRIGHT_TEST_LAUNCHER", &launcher)
+        .env("BOXWRIGHT_TEST_UNPRIVILEGED", "1")
         .env("TMPDIR", &temp)
         .current_dir("/")
         .output();
     let output = match output {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("SKIPPED: there is no setpriv (util-linux) to give up root with");
+            skipped::program("setpriv");
             return;
         }
         output => output.unwrap(),

@@ -16,7 +16,7 @@ const BUSYBOX: &str = "/bin/busybox";
 fn rooted() -> Option<Bed> {
     let bed = Bed::new();
     let Ok(shell) = fs::read(BUSYBOX) else {
-        println!("SKIPPED: there is no {BUSYBOX} (package busybox-static) to fill a root with");
+        crate::skipped::program("busybox (package busybox-static)");
         return None;
     };
     bed.mkdir("bin");

@@ -3,6 +3,8 @@
 
 #[path = "../common/action.rs"]
 mod common;
+#[path = "../common/skipped.rs"]
+mod skipped;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;

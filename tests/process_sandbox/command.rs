@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 
 use boxwright::sandbox::{End, SandboxError};
 
-use super::bed::{Bed, PATH, is_root, text};
+use super::bed::{Bed, PATH, text};
 
 fn not_started(code: i32, message: &str) -> End {
     End::NotStarted {
@@ -242,8 +242,7 @@ async fn what_cannot_be_started_is_explained() {
 
 #[tokio::test]
 async fn it_is_the_slots_user_who_must_be_allowed_to_execute() {
-    if !is_root() {
-        println!("SKIPPED: without root, all slots are the daemon's user");
+    if !crate::skipped::unless_root() {
         return;
     }
     let bed = Bed::new();

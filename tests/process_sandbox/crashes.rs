@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::bed::{Bed, is_root, marked, marker, unused_id};
+use super::bed::{Bed, marked, marker, unused_id};
 
 const NONE: [u32; 0] = [];
 
@@ -198,8 +198,7 @@ fn when_the_daemon_is_killed_nothing_survives() {
 
 #[tokio::test]
 async fn what_an_earlier_daemon_left_is_gone_before_the_first_command() {
-    if !is_root() {
-        println!("SKIPPED: without root, slots have no users whose processes could be told apart");
+    if !crate::skipped::unless_root() {
         return;
     }
     let bed = Bed::new();
@@ -263,8 +262,7 @@ fn a_launcher_that_is_sent_nonsense_says_so_and_ends() {
 
 #[tokio::test]
 async fn a_root_daemon_has_no_slot_for_uid_0() {
-    if !is_root() {
-        println!("SKIPPED: not root");
+    if !crate::skipped::unless_root() {
         return;
     }
     use boxwright::sandbox::{Launchers, Level, process::ProcessSandbox};

@@ -148,8 +148,8 @@ async fn a_fork_bomb_is_put_out() {
 
 #[tokio::test]
 async fn one_that_kills_all_it_may_is_still_put_out() {
-    if !super::bed::is_root() {
-        println!("SKIPPED: without root it may kill this test");
+    // Without root it may kill this test.
+    if !crate::skipped::unless_root() {
         return;
     }
     let bed = Bed::new();
@@ -177,8 +177,8 @@ async fn stops_all_it_may(bed: &Bed, marker: &str) {
 
 #[tokio::test]
 async fn one_that_stops_all_it_may_is_still_put_out() {
-    if !super::bed::is_root() {
-        println!("SKIPPED: without root it may stop this test");
+    // Without root it may stop this test.
+    if !crate::skipped::unless_root() {
         return;
     }
     let bed = Bed::new();

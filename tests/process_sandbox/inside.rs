@@ -97,8 +97,7 @@ async fn it_goes_before_the_daemon_when_memory_is_short() {
 
 #[tokio::test]
 async fn it_cannot_look_into_its_launcher() {
-    if !is_root() {
-        println!("SKIPPED: without root, commands and daemon are the same user");
+    if !crate::skipped::unless_root() {
         return;
     }
     let bed = Bed::new();

@@ -1,6 +1,8 @@
 //! The kernel takes the built-in profiles' filters, refuses what they refuse, and real tools work below them.
 
 mod bed;
+#[path = "../common/skipped.rs"]
+mod skipped;
 mod tools;
 
 use bed::{Ended, NONE, attempt, call};
@@ -64,7 +66,7 @@ fn the_kernel_refuses_what_the_profiles_refuse_and_would_not_without() {
         }
         let control = call(NONE, number, arguments);
         if what != "a call of the future" && control == Ended::Errno(errno) {
-            println!("SKIPPED: {what} fails here without a filter too");
+            skipped::here(format!("{what} fails without a filter too"));
         }
     }
     // What this machine has for certain, so that the filters and not the kernel are tested.
@@ -124,7 +126,7 @@ fn tracing_is_for_the_debug_profile() {
 #[cfg(target_arch = "x86_64")]
 fn other_kinds_of_call_do_not_lead_around_the_filter() {
     if bed::call_32_bit(NONE) != Ended::Done {
-        println!("SKIPPED: this kernel answers no 32-bit calls");
+        skipped::here("this kernel answers no 32-bit calls");
         return;
     }
     for profile in PROFILES {

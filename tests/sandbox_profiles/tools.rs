@@ -83,15 +83,15 @@ fn work(profile: &str, script: &str) -> Result<(), String> {
 fn work_below(profile: &str) {
     for &(tool, script) in WORK {
         if !is_there(tool) {
-            println!("SKIPPED: there is no {tool} on this machine");
+            crate::skipped::here(format!("there is no {tool}"));
             continue;
         }
         if let Err(below) = work(profile, script) {
             match work(NONE, script) {
                 Ok(()) => panic!("{tool} below {profile}: {below}"),
-                Err(_) => println!(
-                    "SKIPPED: {tool} does not do this here without a filter either: {below}"
-                ),
+                Err(_) => crate::skipped::here(format!(
+                    "{tool} does not do this without a filter either: {below}"
+                )),
             }
         }
     }

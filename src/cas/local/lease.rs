@@ -64,7 +64,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let reader = std::fs::File::open(file.path()).unwrap();
         if writers(reader.as_fd()) == Writers::Unknown {
-            eprintln!("SKIPPED: no leases on the file system of the temporary directory");
+            crate::skipped::here("no leases on the file system of the temporary directory");
             return;
         }
         assert_eq!(writers(reader.as_fd()), Writers::Some);

@@ -221,7 +221,7 @@ mod tests {
                     assert!(dir.join("cgroup.procs").exists(), "{}", dir.display());
                 }
             }
-            Err(reason) => println!("SKIPPED: {reason}"),
+            Err(reason) => crate::skipped::here(reason),
         }
     }
 }
