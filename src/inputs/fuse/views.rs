@@ -112,7 +112,7 @@ impl Views {
             Some(mounted) => mounted,
             None => place.insert(self.mount(kept)?),
         };
-        self.lay_blobs(&kept.view.root, mounted)?;
+        self.lay_blobs(&kept.view.root, mounted);
         mounts::clone(&mounted.at)
     }
 
@@ -186,20 +186,26 @@ impl Views {
         })
     }
 
-    /// Mounts large blobs that are local by now over their paths.
-    fn lay_blobs(&self, root: &Arc<Subtree>, mounted: &mut Mounted) -> Result<(), InputError> {
+    /// Mounts large blobs that are local by now over their paths, as far as that can be done.
+    fn lay_blobs(&self, root: &Arc<Subtree>, mounted: &mut Mounted) {
         if root.large <= mounted.blobs.len() as u64 || mounted.blobs.len() >= BLOBS {
-            return Ok(());
+            return;
         }
         let mut stack = vec![(String::new(), root)];
         while let Some((path, subtree)) = stack.pop() {
             for file in subtree.directory.files.iter().filter(|file| is_large(file)) {
                 let path = below(&path, &file.name);
                 if mounted.blobs.len() >= BLOBS {
-                    return Ok(());
+                    return;
                 }
-                if !mounted.blobs.contains(&path) && self.lay(file, &mounted.at.join(&path))? {
-                    mounted.blobs.insert(path);
+                if mounted.blobs.contains(&path) {
+                    continue;
+                }
+                match self.lay(file, &mounted.at.join(&path)) {
+                    Ok(false) => {}
+                    Ok(true) => drop(mounted.blobs.insert(path)),
+                    // It is read as any other file, and tried again for the next action.
+                    Err(error) => tracing::warn!("an input is read more slowly: {error}"),
                 }
             }
             let names = subtree.directory.directories.iter().map(|d| &*d.name);
@@ -207,7 +213,6 @@ impl Views {
             let large = children.filter(|(_, child)| child.large > 0);
             stack.extend(large.map(|(name, child)| (below(&path, name), child)));
         }
-        Ok(())
     }
 
     fn lay(&self, file: &File, at: &std::path::Path) -> Result<bool, InputError> {
