@@ -219,20 +219,53 @@ async fn a_root_with_mounted_directories_is_what_its_tree_says() {
 async fn what_is_to_be_written_is_never_shared() {
     let Some(world) = World::new() else { return };
     let cached = world.cached(PLENTY);
-    for (directories, outputs) in [
-        (&["lib"][..], &["lib/made"][..]),
-        (&[], &["lib"]),
-        (&["lib/deep"], &["lib/deep/made"]),
+    for (directories, outputs, at) in [
+        (&["lib"][..], &["lib/made"][..], "lib/other"),
+        (&[], &["lib"], "lib/deep/made"),
+        (&["lib/deep"], &["lib/deep/made"], "lib/deep/made"),
     ] {
         for _ in 0..2 {
             let root = world.tree("library", "own");
             let shown = world.stage(&cached, root, directories, outputs).await;
             assert!(!mounted(&*shown), "{outputs:?}");
-            let made = shown.path().join("lib/deep/made").display().to_string();
+            let made = shown.path().join(at).display().to_string();
             let status = as_other("touch").arg(&made).status().unwrap();
             assert!(status.success(), "{outputs:?}");
             shown.remove().await.unwrap();
         }
+    }
+}
+
+#[tokio::test]
+async fn what_may_be_written_is_the_same_whether_it_is_kept_or_not() {
+    let Some(world) = World::new() else { return };
+    let cached = world.cached(PLENTY);
+    // Far too small to be kept.
+    let small = world.directory(&re::Directory {
+        files: world.files("small", 2),
+        ..Default::default()
+    });
+    let root = world.directory(&re::Directory {
+        directories: vec![
+            node("empty", world.directory(&re::Directory::default())),
+            node("lib", small),
+            node("out", small),
+        ],
+        ..Default::default()
+    });
+    for _ in 0..3 {
+        let shown = world.stage(&cached, root, &["out"], &["out/made"]).await;
+        let writable = |name: &str| {
+            let made = shown.path().join(name).join("new");
+            let status = as_other("touch")
+                .arg(made)
+                .stderr(std::process::Stdio::null())
+                .status();
+            status.unwrap().success()
+        };
+        let writable = ["", "empty", "lib", "out"].map(writable);
+        assert_eq!(writable, [true, true, false, true]);
+        shown.remove().await.unwrap();
     }
 }
 

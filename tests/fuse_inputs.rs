@@ -444,6 +444,66 @@ async fn a_missing_input_is_named_and_a_bad_directory_refused() {
     );
 }
 
+/// Otherwise a build that writes beside its inputs works until a worker knows them.
+#[tokio::test]
+async fn what_may_be_written_is_the_same_whatever_earlier_actions_had() {
+    let many: Vec<(String, Vec<u8>)> = (0..120)
+        .map(|n| (format!("f{n:03}"), format!("{n}\n").into_bytes()))
+        .collect();
+    let files: Vec<(&str, Item<'_>)> = { many.iter() }
+        .map(|(name, data)| (&**name, File(data)))
+        .collect();
+    let few = || Dir(&[("x", File(b"x")), ("y", File(b"y")), ("z", File(b"z"))]);
+    let script = "for at in . empty few many one sub sub/lib sub/deep/lib; do \
+                  if (echo x > $at/new && rm $at/new) 2> /dev/null; then echo $at; fi; done > sub/out";
+    let asking = |writable: &str| {
+        Some(re::Platform {
+            properties: vec![re::platform::Property {
+                name: "boxwright-writable-inputs".into(),
+                value: writable.into(),
+            }],
+        })
+    };
+    let some = ".\nempty\nsub\n";
+    let all = ".\nempty\nfew\nmany\none\nsub\nsub/lib\nsub/deep/lib\n";
+    for (platform, report, expected) in [
+        (None, false, some),
+        (None, true, some),
+        (asking("false"), false, some),
+        (asking("true"), false, all),
+        (asking("true"), true, all),
+    ] {
+        let Some(bench) = Bench::fuse(None, |settings| settings.input_report = report) else {
+            return;
+        };
+        let root = put(
+            &bench,
+            &[
+                ("empty", Dir(&[])),
+                ("few", few()),
+                ("many", Dir(&headers_of(&files))),
+                ("one", Dir(&[("x", File(b"x"))])),
+                (
+                    "sub",
+                    Dir(&[("lib", few()), ("deep", Dir(&[("lib", few())]))]),
+                ),
+            ],
+        );
+        for _ in 0..3 {
+            let command = bench.put_message(&outputs(&["sub/out"], script));
+            let action = re::Action {
+                platform: platform.clone(),
+                ..common::action(command, root)
+            };
+            let finished = bench.run_action(action, Default::default()).await;
+            assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+            let result = finished.result.unwrap();
+            let said = bench.blob(result.output_files[0].digest.as_ref());
+            assert_eq!(String::from_utf8_lossy(&said), expected, "report: {report}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn shared_subtrees_are_read_only_and_outputs_in_them_are_not() {
     let Some(bench) = Bench::fuse(None, |_| {}) else {

@@ -17,9 +17,7 @@ use crate::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
 use crate::observe::{self, ActionRecord};
 use crate::reapi::proto::re;
 use crate::reapi::time;
-use crate::sandbox::{
-    CommandSpec, Exempt, Inputs, Outcome, RootShape, Sandbox, Sandboxes, StreamSpec,
-};
+use crate::sandbox::{CommandSpec, Exempt, Inputs, Outcome, Sandbox, Sandboxes, StreamSpec};
 use crate::scheduler::Lease;
 use crate::tree::TreeStore;
 
@@ -183,8 +181,7 @@ impl Runner {
                 .map(|output| output.within_root.clone())
                 .collect(),
             shapes: resolved.command.shapes(),
-            // Who makes a root of it changes what is in it.
-            writable: resolved.demand.view.root == RootShape::Input,
+            writable: resolved.demand.writable_inputs,
             watched: self.reports(resolved),
             owner,
             hold,

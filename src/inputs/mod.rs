@@ -36,7 +36,8 @@ pub struct StageRequest {
     /// What kind of command it is, the most particular kind first: commands of one kind are expected to read much
     /// the same. Empty if nothing is known.
     pub shapes: Vec<u64>,
-    /// Whether the command may write everywhere. If not, directories without outputs may be read-only.
+    /// Whether the command may write beside all inputs. If not, directories without outputs may be read-only; which are depends on nothing
+    /// but this request.
     pub writable: bool,
     /// Whether somebody wants to know what the command does with its inputs; it may be slower then.
     pub watched: bool,

@@ -192,19 +192,23 @@ enum Entry {
 
 impl<'r> Report<'r> {
     fn walk(&mut self) {
-        // What is next comes last.
-        let mut ahead = vec![(String::new(), Entry::Directory(self.tree.root))];
-        while let Some((path, entry)) = ahead.pop() {
+        // One path at a time, however many entries the directories on it have: the lengths are where each begins.
+        let mut path = String::new();
+        let mut ahead = vec![(0, self.entries(self.tree.root).into_iter())];
+        while let Some((above, entries)) = ahead.last_mut() {
+            let Some((name, entry)) = entries.next() else {
+                ahead.pop();
+                continue;
+            };
+            path.truncate(*above);
+            if !path.is_empty() {
+                path.push('/');
+            }
+            path.push_str(name);
             match entry {
                 Entry::Leaf(bytes) => self.leaf(&path, bytes),
                 Entry::Directory(digest) if self.touched.contains(path.as_str()) => {
-                    let entries = self.entries(digest);
-                    let below = |name: &str| match path.as_str() {
-                        "" => name.to_owned(),
-                        path => format!("{path}/{name}"),
-                    };
-                    let entries = entries.into_iter().rev();
-                    ahead.extend(entries.map(|(name, entry)| (below(name), entry)));
+                    ahead.push((path.len(), self.entries(digest).into_iter()));
                 }
                 Entry::Directory(digest) => self.unused(&path, digest),
             }

@@ -181,6 +181,8 @@ struct Placed {
     name: String,
     /// Something is mounted at the root.
     mounted: bool,
+    /// Directories that may not be changed.
+    closed: Vec<String>,
     /// Stay while they are in use.
     shared: Vec<Shared>,
     cache: Option<Arc<DirectoryCache>>,
@@ -203,14 +205,16 @@ impl Root {
         // Nobody else can enter until all is in place and has its owner.
         rustix::fs::mkdirat(&place.fd, name, Mode::RWXU)
             .map_err(failed("create", &path.to_string_lossy()))?;
-        let shared = cache.as_ref().map(|cache| cache.parts(request));
+        let parts = cache.as_ref().map(|cache| cache.parts(request));
+        let (shared, closed) = parts.unwrap_or_default();
         let mut root = Root {
             path,
             placed: Some(Placed {
                 place,
                 name: name.clone(),
                 mounted: false,
-                shared: shared.unwrap_or_default(),
+                shared,
+                closed,
                 cache,
                 _pins: pins,
                 _hold: request.hold.clone(),
@@ -252,12 +256,19 @@ impl Root {
 impl Placed {
     /// Mounts what is not on disk for this root alone.
     fn show_shared(&mut self, request: &StageRequest, root: &Path) -> Result<(), InputError> {
-        let Some(cache) = self.cache.as_ref().filter(|_| !self.shared.is_empty()) else {
+        let Some(cache) = &self.cache else {
             return Ok(());
         };
+        if self.shared.is_empty() && self.closed.is_empty() {
+            return Ok(());
+        }
         // Over itself, so that everything goes with one mount.
         mounts::attach(mounts::clone(root)?, root)?;
         self.mounted = true;
+        // First, as parts may lie in them.
+        for path in &self.closed {
+            mounts::close(&root.join(path))?;
+        }
         for part in &self.shared {
             cache.show(&self.place, request, part, root)?;
         }

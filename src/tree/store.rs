@@ -1,7 +1,8 @@
 //! Decoded directories, kept between actions: most input roots share most of their subtrees with
-//! the one before.
+//! the one before. What is let go of is still found as long as somebody else holds it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -19,6 +20,23 @@ pub struct TreeStore {
 struct Kept {
     directories: LruCache<Digest, (Arc<Directory>, u64)>,
     bytes: u64,
+    /// Let go of, while others held them.
+    elsewhere: HashMap<Digest, Weak<Directory>>,
+    /// Once it holds so many, those that nobody holds any more are cleared.
+    clear_at: usize,
+}
+
+/// Those that are held elsewhere, before it is looked which of them still are.
+const ELSEWHERE: usize = 1024;
+
+impl Kept {
+    fn note(&mut self, digest: Digest, held: &Arc<Directory>) {
+        self.elsewhere.insert(digest, Arc::downgrade(held));
+        if self.elsewhere.len() >= self.clear_at {
+            self.elsewhere.retain(|_, held| held.strong_count() > 0);
+            self.clear_at = ELSEWHERE.max(self.elsewhere.len() * 2);
+        }
+    }
 }
 
 impl TreeStore {
@@ -28,6 +46,8 @@ impl TreeStore {
             kept: Mutex::new(Kept {
                 directories: LruCache::unbounded(),
                 bytes: 0,
+                elsewhere: HashMap::new(),
+                clear_at: ELSEWHERE,
             }),
             capacity: bytes,
         }
@@ -40,13 +60,15 @@ impl TreeStore {
 
     pub(super) fn get(&self, digest: Digest) -> Option<Arc<Directory>> {
         let mut kept = self.kept.lock();
-        kept.directories.get(&digest).map(|(d, _)| d.clone())
+        let here = kept.directories.get(&digest).map(|(d, _)| d.clone());
+        here.or_else(|| kept.elsewhere.get(&digest)?.upgrade())
     }
 
     /// Keeps a directory that was decoded from the verified bytes of `digest`.
     pub(super) fn put(&self, digest: Digest, directory: Arc<Directory>) {
         let weight = weight(&directory);
         if weight > self.capacity {
+            self.kept.lock().note(digest, &directory);
             return;
         }
         let mut dropped = Vec::new();
@@ -57,8 +79,11 @@ impl TreeStore {
                 kept.bytes -= old;
             }
             while kept.bytes > self.capacity
-                && let Some((_, (old, weight))) = kept.directories.pop_lru()
+                && let Some((digest, (old, weight))) = kept.directories.pop_lru()
             {
+                if Arc::strong_count(&old) > 1 {
+                    kept.note(digest, &old);
+                }
                 kept.bytes -= weight;
                 dropped.push(old);
             }
@@ -125,6 +150,32 @@ mod tests {
         }
         assert!(store.bytes() > 50_000);
         assert!(store.get(directory("0").0).is_none());
+    }
+
+    #[test]
+    fn what_somebody_else_holds_is_found_however_much_there_is() {
+        let store = TreeStore::new(10_000);
+        let all: Vec<_> = (0..5_000).map(|n| directory(&n.to_string())).collect();
+        for (digest, content) in &all {
+            store.put(*digest, content.clone());
+        }
+        let found = |(digest, content): &(Digest, Arc<Directory>)| {
+            store
+                .get(*digest)
+                .is_some_and(|found| Arc::ptr_eq(&found, content))
+        };
+        assert!(all.iter().all(found));
+        assert!(store.bytes() <= 10_000);
+        let digests: Vec<Digest> = all.into_iter().map(|(digest, _)| digest).collect();
+        let left = digests
+            .iter()
+            .filter(|digest| store.get(**digest).is_some());
+        assert!(left.count() < 100);
+        for n in 0..20_000 {
+            let (digest, content) = directory(&format!("more {n}"));
+            store.put(digest, content);
+        }
+        assert!(store.kept.lock().elsewhere.len() < 12_000);
     }
 
     #[test]

@@ -13,11 +13,14 @@
 //! | `timeout` | a length of time: `10m` | |
 //! | `sandbox-profile` | a name | |
 //! | `boxwright-input-report` | `true`, `yes`, `on` or `1`, or the opposite | |
+//! | `boxwright-writable-inputs` | `true`, `yes`, `on` or `1`, or the opposite | |
 
 use std::time::Duration;
 
 /// The property that asks for a report of inputs.
 pub const INPUT_REPORT: &str = "boxwright-input-report";
+/// The property that asks for leave to write beside all inputs.
+const WRITABLE_INPUTS: &str = "boxwright-writable-inputs";
 
 use crate::config::units;
 use crate::reapi::{Digest, DigestFunction};
@@ -40,6 +43,7 @@ pub(super) struct Asked {
     pub(super) timeout: Option<Duration>,
     pub(super) profile: Option<String>,
     pub(super) input_report: Option<bool>,
+    pub(super) writable_inputs: Option<bool>,
 }
 
 impl Asked {
@@ -64,6 +68,7 @@ impl Asked {
             "pids" => set(&mut self.pids, at_least_one(number(value)?)?)?,
             "timeout" => set(&mut self.timeout, time(value)?)?,
             "sandbox-profile" => set(&mut self.profile, value.to_owned())?,
+            WRITABLE_INPUTS => set(&mut self.writable_inputs, yes_no(value)?)?,
             INPUT_REPORT => set(&mut self.input_report, yes_no(value)?)?,
             _ => return Ok(false),
         }
@@ -182,6 +187,8 @@ mod tests {
             ("boxwright-input-report", "0".to_owned(), true),
             ("boxwright-input-report", "TRUE".to_owned(), false),
             ("boxwright-input-report", String::new(), false),
+            ("boxwright-writable-inputs", "yes".to_owned(), true),
+            ("boxwright-writable-inputs", "input".to_owned(), false),
             ("chrootRootDigest", format!("{text}/1"), true),
             ("chrootRootDigest", text.clone(), false),
             ("chrootRootDigest", "beef/1".to_owned(), false),
@@ -204,7 +211,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_value_panics(name in "network|unixUID|chrootRootDigest|root|memory|cpus|pids|timeout|boxwright-input-report", value in "\\PC{0,80}") {
+        fn no_value_panics(name in "network|unixUID|chrootRootDigest|root|memory|cpus|pids|timeout|boxwright-input-report|boxwright-writable-inputs", value in "\\PC{0,80}") {
             let _ = Asked::default().read(&name, &value, F);
         }
     }

@@ -29,6 +29,8 @@ pub(crate) struct Demand {
     pub(crate) chroot: Option<Digest>,
     /// Whether it is to be reported what it does with its inputs; `None` if it does not say.
     pub(crate) input_report: Option<bool>,
+    /// Whether it may write beside all of its inputs.
+    pub(crate) writable_inputs: bool,
 }
 
 impl Demand {
@@ -76,6 +78,8 @@ impl Demand {
             timeout_asked: asked.timeout,
             chroot: asked.chroot,
             input_report: asked.input_report,
+            // Who makes a root of its inputs changes what is in it.
+            writable_inputs: asked.writable_inputs == Some(true) || root == RootShape::Input,
         })
     }
 

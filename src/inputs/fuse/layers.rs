@@ -91,7 +91,7 @@ impl Layers {
     /// A place with an empty upper layer that is the daemon's: for a tree that is `new` one with an overlay that shows it, if such
     /// a one is ready, else one with nothing at its root.
     pub(super) fn take(
-        &self,
+        self: &Arc<Self>,
         tree: &Arc<Subtree>,
         owner: Owner,
         new: bool,
@@ -106,9 +106,14 @@ impl Layers {
             None => ready(false).map_or_else(|| self.make(), Ok)?,
         };
         layer.new = new;
-        if let Some((view, _)) = &layer.view {
-            let filled = self.nodes.fill(&view.name, tree.clone(), owner);
-            filled.map_err(failed("show a tree as", &view.name))?;
+        if let Some((view, _)) = &layer.view
+            && let Err(error) = self.nodes.fill(&view.name, tree.clone(), owner)
+        {
+            // Somebody looked into it. There are others.
+            tracing::warn!("cannot show a tree as {}: {error}", view.name);
+            self.give_back(layer)?;
+            layer = self.make()?;
+            layer.new = new;
         }
         Ok(layer)
     }

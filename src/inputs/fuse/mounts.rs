@@ -114,6 +114,12 @@ pub(in crate::inputs) fn make_read_only(target: &Path) -> Result<(), InputError>
     mount_remount(target, flags, "").map_err(failed("make read-only", target.display()))
 }
 
+/// Mounts what is seen at a directory there once more, and lets nobody write to it.
+pub(in crate::inputs) fn close(directory: &Path) -> Result<(), InputError> {
+    attach(clone(directory)?, directory)?;
+    make_read_only(directory)
+}
+
 /// Takes away what is mounted at `path` with everything below, now for everybody new and later for who is in it.
 pub(in crate::inputs) fn detach(path: &Path) -> rustix::io::Result<()> {
     unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)

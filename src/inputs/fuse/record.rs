@@ -24,43 +24,54 @@ const IN_VAIN: usize = 100_000;
 /// Paths of inputs that are remembered, each way of using them for itself.
 const PATHS: usize = 1_000_000;
 
+/// Bytes of all these paths.
+const BYTES: usize = 64 << 20;
+
 /// Remembers.
 #[derive(Default)]
 pub(super) struct Recorder {
-    used: Mutex<Used>,
+    used: Mutex<(Used, usize)>,
 }
 
 impl Recorder {
     /// A file or link was found by its name.
     pub(super) fn found(&self, path: String) {
-        let mut used = self.used.lock();
-        let used = &mut *used;
-        remember(&mut used.looked_at, PATHS, path, &mut used.cut);
+        let (used, bytes) = &mut *self.used.lock();
+        remember(&mut used.looked_at, PATHS, bytes, path, &mut used.cut);
     }
 
     /// A file was opened, or a link followed.
     pub(super) fn opened(&self, path: String) {
-        let mut used = self.used.lock();
-        let used = &mut *used;
-        remember(&mut used.read, PATHS, path, &mut used.cut);
+        let (used, bytes) = &mut *self.used.lock();
+        remember(&mut used.read, PATHS, bytes, path, &mut used.cut);
     }
 
     /// There was nothing.
     pub(super) fn missed(&self, path: String) {
-        let mut used = self.used.lock();
-        let used = &mut *used;
-        remember(&mut used.in_vain, IN_VAIN, path, &mut used.cut);
+        let (used, bytes) = &mut *self.used.lock();
+        remember(&mut used.in_vain, IN_VAIN, bytes, path, &mut used.cut);
     }
 
     pub(super) fn so_far(&self) -> Used {
-        self.used.lock().clone()
+        self.used.lock().0.clone()
     }
 }
 
-fn remember(paths: &mut BTreeSet<String>, most: usize, path: String, cut: &mut bool) {
-    if paths.len() < most {
+fn remember(
+    paths: &mut BTreeSet<String>,
+    most: usize,
+    bytes: &mut usize,
+    path: String,
+    cut: &mut bool,
+) {
+    if paths.contains(&path) {
+        return;
+    }
+    let after = bytes.saturating_add(path.len());
+    if paths.len() < most && after <= BYTES {
+        *bytes = after;
         paths.insert(path);
-    } else if !paths.contains(&path) {
+    } else {
         *cut = true;
     }
 }
@@ -124,12 +135,22 @@ mod tests {
 
     #[test]
     fn what_is_too_much_is_not_remembered_and_said_to_be_lacking() {
-        let (mut paths, mut cut) = (BTreeSet::new(), false);
+        let (mut paths, mut bytes, mut cut) = (BTreeSet::new(), 0, false);
         for path in ["a", "b", "a", "b"] {
-            remember(&mut paths, 2, path.to_owned(), &mut cut);
+            remember(&mut paths, 2, &mut bytes, path.to_owned(), &mut cut);
         }
-        assert!(paths.len() == 2 && !cut);
-        remember(&mut paths, 2, "c".to_owned(), &mut cut);
+        assert!(paths.len() == 2 && bytes == 2 && !cut);
+        remember(&mut paths, 2, &mut bytes, "c".to_owned(), &mut cut);
         assert!(paths.len() == 2 && cut);
+    }
+
+    #[test]
+    fn long_paths_are_remembered_within_bytes() {
+        let (mut paths, mut bytes, mut cut) = (BTreeSet::new(), 0, false);
+        for n in 0..1000 {
+            let path = format!("{n:04}{}", "x".repeat(128 << 10));
+            remember(&mut paths, PATHS, &mut bytes, path, &mut cut);
+        }
+        assert!(cut && bytes <= BYTES && paths.len() < 520, "{bytes}");
     }
 }

@@ -17,6 +17,14 @@ pub(in crate::inputs) struct Recurring {
     actions: AtomicU64,
 }
 
+/// How a tree is shown.
+#[derive(Default)]
+pub(in crate::inputs) struct Plan {
+    /// Directories that the action may not change, and is to have for itself.
+    pub(in crate::inputs) closed: Vec<String>,
+    pub(in crate::inputs) parts: Vec<Part>,
+}
+
 /// A subtree that recurs, at a path of the tree.
 pub(in crate::inputs) struct Part {
     pub(in crate::inputs) path: String,
@@ -37,25 +45,29 @@ impl Recurring {
         }
     }
 
-    /// The parts of at least `least` nodes that hold no output and no directory that is made for the action.
-    pub(in crate::inputs) fn parts(&self, request: &StageRequest, least: u64) -> Vec<Part> {
+    /// The parts of at least `least` nodes that hold no output and no directory that is made for the action, and what may be changed
+    /// no more than those.
+    pub(in crate::inputs) fn plan(&self, request: &StageRequest, least: u64) -> Plan {
         let action = self.actions.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(root) = self.subtrees.of(&request.tree, action) else {
-            return Vec::new();
+            return Plan::default();
         };
         let pinned = self.pinning.pin(&root);
         // What is wrong with one is for the caller to say.
         let Ok(ways) = upper::ways(&root, &request.directories) else {
-            return Vec::new();
+            return Plan::default();
         };
-        { plan::parts(&root, &ways, &request.outputs, action).into_iter() }
-            .filter(|part| part.subtree.nodes >= least)
-            .map(|part| Part {
-                path: part.path,
-                digest: part.subtree.digest,
-                nodes: part.subtree.nodes,
-                _pinned: pinned.clone(),
-            })
-            .collect()
+        let plan::Plan { closed, parts } =
+            plan::plan(&root, &ways, &request.outputs, action, least);
+        let parts = parts.into_iter().map(|part| Part {
+            path: part.path,
+            digest: part.subtree.digest,
+            nodes: part.subtree.nodes,
+            _pinned: pinned.clone(),
+        });
+        Plan {
+            closed,
+            parts: parts.collect(),
+        }
     }
 }

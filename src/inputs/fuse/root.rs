@@ -114,17 +114,24 @@ impl Root {
             upper::prepare(&self.upper, &self.upper, subtree, ways, owner)?;
             let recorded = Recorded::show(&self.shared, subtree.clone(), owner)?;
             let recorded = shown.recorded.insert(recorded);
-            return shown.layer.mount(&recorded.at);
+            shown.layer.mount(&recorded.at)?;
+            // Nothing of it is known to anybody else; what may be changed is the same.
+            let closed = match request.writable {
+                true => Vec::new(),
+                false => plan::closed(subtree, ways, &request.outputs),
+            };
+            let mut closed = closed.iter();
+            return closed.try_for_each(|part| mounts::close(&self.path.join(&part.path)));
         }
-        let parts = match request.writable {
-            true => Vec::new(),
-            false => plan::parts(subtree, ways, &request.outputs, action),
+        let plan::Plan { closed, parts } = match request.writable {
+            true => plan::Plan::default(),
+            false => plan::plan(subtree, ways, &request.outputs, action, 0),
         };
         let views = &self.shared.views;
         if let Some(view) = shown.layer.view() {
             upper::prepare(&self.upper, &self.path, subtree, ways, owner)?;
-            let at_top = parts.iter().filter(|part| !part.path.contains('/'));
-            if at_top.count() > 1 {
+            let paths = parts.iter().map(|part| &part.path).chain(&closed);
+            if paths.filter(|path| !path.contains('/')).count() > 1 {
                 views::introduce(&view, subtree)?;
             }
         } else {
@@ -132,6 +139,10 @@ impl Root {
             let whole = views.shared(subtree, owner, false);
             shown.views.push(whole.clone());
             shown.layer.mount(&whole.path)?;
+        }
+        // First, as parts may lie in them.
+        for path in &closed {
+            mounts::close(&self.path.join(path))?;
         }
         for part in parts {
             let view = views.shared(&part.subtree, owner, true);

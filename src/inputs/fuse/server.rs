@@ -142,8 +142,9 @@ fn serve(
                 tracing::warn!("somebody unmounted {}: {ended:?}", mount.display());
             }
         }
-        // It is unmounted already: the handle would start a program to do that.
-        std::mem::forget(handle);
+        // It is unmounted already, for which the handle of one that has not ended would start a program: as a task that never gets its
+        // turn, as this was the last of the runtime's.
+        drop(handle);
     });
 }
 

@@ -39,6 +39,11 @@ const FEW: usize = 20;
 /// Blobs that are mounted over their paths, per view.
 const BLOBS: usize = 64;
 
+/// The part of all mounts that the kernel allows which may be those of views that nobody uses. An action's launcher has as many again.
+const SHARE: u64 = 4;
+/// What the kernel allows by default.
+const MOUNTS: u64 = 100_000;
+
 /// All views.
 pub(super) struct Views {
     layout: Arc<Layout>,
@@ -48,6 +53,7 @@ pub(super) struct Views {
     kept: Mutex<LruCache<Key, Arc<Kept>>>,
     numbers: AtomicU64,
     names: u64,
+    mounts: u64,
 }
 
 /// With whether it is shown within roots.
@@ -59,6 +65,20 @@ pub(super) struct Kept {
     /// Where the view is, below the read-only mount of the file system.
     pub(super) path: PathBuf,
     place: Mutex<Option<Mounted>>,
+}
+
+impl Kept {
+    /// How many it takes.
+    fn mounts(&self) -> u64 {
+        let place = self.place.lock();
+        place.as_ref().map_or(0, |m| 1 + m.blobs.len() as u64)
+    }
+}
+
+/// How many mounts a namespace may have, as the kernel says.
+fn allowed(said: Option<String>) -> u64 {
+    let said = said.and_then(|said| said.trim().parse().ok());
+    said.unwrap_or(MOUNTS)
 }
 
 /// Where a view is mounted on its own.
@@ -83,6 +103,7 @@ impl Views {
             kept: Mutex::new(LruCache::unbounded()),
             numbers: AtomicU64::new(0),
             names: NAMES,
+            mounts: allowed(std::fs::read_to_string("/proc/sys/fs/mount-max").ok()) / SHARE,
         }
     }
 
@@ -112,7 +133,7 @@ impl Views {
             Some(mounted) => mounted,
             None => place.insert(self.mount(kept)?),
         };
-        self.lay_blobs(&kept.view.root, mounted)?;
+        self.lay_blobs(&kept.view.root, mounted);
         mounts::clone(&mounted.at)
     }
 
@@ -124,14 +145,17 @@ impl Views {
                 let mut kept = self.kept.lock();
                 // One that somebody has in hand is in use.
                 let idle = |kept: &Kept| kept.view.told() + 1;
-                let (mut names, mut views, mut oldest) = (0, 0, None);
+                let (mut names, mut views, mut mounts, mut oldest) = (0, 0, 0, None);
                 for (key, view) in kept.iter().filter(|(_, view)| Arc::strong_count(view) == 1) {
                     names += idle(view);
                     views += 1;
+                    mounts += view.mounts();
                     oldest = Some(*key);
                 }
                 match oldest {
-                    Some(key) if names > self.names || views > VIEWS => kept.pop(&key),
+                    Some(key) if names > self.names || views > VIEWS || mounts > self.mounts => {
+                        kept.pop(&key)
+                    }
                     _ => return,
                 }
             };
@@ -186,20 +210,26 @@ impl Views {
         })
     }
 
-    /// Mounts large blobs that are local by now over their paths.
-    fn lay_blobs(&self, root: &Arc<Subtree>, mounted: &mut Mounted) -> Result<(), InputError> {
+    /// Mounts large blobs that are local by now over their paths, as far as that can be done.
+    fn lay_blobs(&self, root: &Arc<Subtree>, mounted: &mut Mounted) {
         if root.large <= mounted.blobs.len() as u64 || mounted.blobs.len() >= BLOBS {
-            return Ok(());
+            return;
         }
         let mut stack = vec![(String::new(), root)];
         while let Some((path, subtree)) = stack.pop() {
             for file in subtree.directory.files.iter().filter(|file| is_large(file)) {
                 let path = below(&path, &file.name);
                 if mounted.blobs.len() >= BLOBS {
-                    return Ok(());
+                    return;
                 }
-                if !mounted.blobs.contains(&path) && self.lay(file, &mounted.at.join(&path))? {
-                    mounted.blobs.insert(path);
+                if mounted.blobs.contains(&path) {
+                    continue;
+                }
+                match self.lay(file, &mounted.at.join(&path)) {
+                    Ok(false) => {}
+                    Ok(true) => drop(mounted.blobs.insert(path)),
+                    // It is read as any other file, and tried again for the next action.
+                    Err(error) => tracing::warn!("an input is read more slowly: {error}"),
                 }
             }
             let names = subtree.directory.directories.iter().map(|d| &*d.name);
@@ -207,7 +237,6 @@ impl Views {
             let large = children.filter(|(_, child)| child.large > 0);
             stack.extend(large.map(|(name, child)| (below(&path, name), child)));
         }
-        Ok(())
     }
 
     fn lay(&self, file: &File, at: &std::path::Path) -> Result<bool, InputError> {
@@ -254,5 +283,17 @@ pub(super) fn introduce(at: &std::path::Path, subtree: &Subtree) -> Result<(), I
     match entries.next() {
         Some(Err(error)) => Err(failed("list", at.display())(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_says_how_many_mounts_there_may_be() {
+        assert_eq!(allowed(Some("4096\n".to_owned())), 4096);
+        assert_eq!(allowed(Some("many".to_owned())), MOUNTS);
+        assert_eq!(allowed(None), MOUNTS);
     }
 }

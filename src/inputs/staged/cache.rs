@@ -14,7 +14,7 @@ use rustix::fs::{CWD, Mode};
 use super::{DIRECTORY, Place, failed, plant, remove};
 use crate::config::Owner;
 use crate::inputs::fuse::mounts;
-use crate::inputs::fuse::recurring::{Part, Recurring};
+use crate::inputs::fuse::recurring::{Part, Plan, Recurring};
 use crate::inputs::{InputError, StageRequest, in_background};
 use crate::reapi::Digest;
 
@@ -69,14 +69,14 @@ impl DirectoryCache {
         })
     }
 
-    /// The parts of a root that come from here.
-    pub(super) fn parts(&self, request: &StageRequest) -> Vec<Shared> {
+    /// The parts of a root that come from here, and the directories that its action may change no more than those.
+    pub(super) fn parts(&self, request: &StageRequest) -> (Vec<Shared>, Vec<String>) {
         let Some(owner) = request.owner.filter(|_| !request.writable) else {
-            return Vec::new();
+            return Default::default();
         };
-        let parts = self.recurring.parts(request, LEAST);
+        let Plan { closed, parts } = self.recurring.plan(request, LEAST);
         let mut kept = self.kept.lock();
-        { parts.into_iter() }
+        let parts = { parts.into_iter() }
             .map(|part| {
                 let make = || {
                     let number = self.names.fetch_add(1, Ordering::Relaxed);
@@ -94,7 +94,8 @@ impl DirectoryCache {
                     _part: part,
                 }
             })
-            .collect()
+            .collect();
+        (parts, closed)
     }
 
     /// Mounts a part at its path below `root`, after it was put on disk if it was not.
