@@ -60,6 +60,16 @@ async fn matrix(lab: &Lab) -> Vec<String> {
         .filter(|place| !must.contains(place) && !may.contains(place))
         .collect();
     let mut surprises = Vec::new();
+    // Who may leave nothing has shown nothing.
+    let left: Vec<&str> = planted.detail.split(' ').collect();
+    if let Some(what) = [
+        "/dev/shm", "/tmp", "sysv-shm", "sysv-sem", "sysv-msg", "posix-mq",
+    ]
+    .iter()
+    .find(|what| !left.contains(what))
+    {
+        surprises.push(format!("leak.matrix: {what} could not be planted"));
+    }
     if !missing.is_empty() || !beyond.is_empty() {
         surprises.push(format!(
             "leak.matrix: not found {missing:?}, found too {beyond:?}; planted {}",

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use boxwright::sandbox::{End, Exempt, Limits, Sandbox, UsageSource};
 
-use super::bed::{Bed, text};
+use caps::{CapSet, Capability};
+
+use super::bed::{Bed, is_root, text};
 
 const MIB: u64 = 1 << 20;
 
@@ -148,4 +150,61 @@ async fn what_is_counted_for_the_daemons_user_is_bounded() {
         bed.says(bed.shell(script)).await,
         "32\n65536\npending signals 1024 1024\n"
     );
+}
+
+/// Makes message queues until there may be no more, and says how many there are. It takes less time than the launcher gives
+/// itself before it unmounts what the last command had.
+const FILL: &str =
+    "cd /dev/mqueue; i=0; while { true > $i; } 2>/dev/null; do i=$((i+1)); done; echo $i";
+
+/// Whether the count of message queues is not shared with other tests: each slot has its own, or no other test runs as this user.
+fn queues_are_ours() -> bool {
+    let ours = each_slot_has_queues() || !is_root();
+    if !ours {
+        println!("SKIPPED: root without CAP_SYS_RESOURCE shares one bound with all its tests");
+    }
+    ours
+}
+
+fn each_slot_has_queues() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE).unwrap()
+}
+
+#[tokio::test]
+async fn message_queues_are_bounded_and_those_left_do_not_count_for_the_next_command() {
+    if !queues_are_ours() {
+        return;
+    }
+    let bed = Bed::new();
+    let full = bed.says(bed.shell(FILL)).await;
+    let most: u32 = full.trim().parse().unwrap();
+    assert!((1..100).contains(&most), "{most}");
+    // They wait for the slot, and follow each other at once.
+    let next = || bed.says(bed.shell(FILL));
+    let (a, b, c, d) = tokio::join!(next(), next(), next(), next());
+    assert_eq!([a, b, c, d], [full.as_str(); 4]);
+}
+
+#[tokio::test]
+async fn message_queues_of_a_neighbour_take_no_room() {
+    if !each_slot_has_queues() {
+        println!("SKIPPED: without CAP_SYS_RESOURCE all slots share one bound");
+        return;
+    }
+    let bed = Bed::with_slots(2);
+    let full = bed.says(bed.shell(FILL)).await;
+    let holds = format!("{FILL}; while [ ! -e /build/over ]; do sleep 0.01; done");
+    let (send, mut filled) = tokio::sync::mpsc::channel(10);
+    let mut spec = bed.shell(&holds);
+    spec.stdout.live = Some(send);
+    let neighbour = async {
+        filled.recv().await.unwrap();
+        let fills = bed.shell(FILL);
+        let outcome = bed.sandbox.run(1, fills, Default::default()).await;
+        bed.file("over", "", 0o644);
+        text(&outcome.unwrap().stdout)
+    };
+    let (holder, neighbour) = tokio::join!(bed.run(spec), neighbour);
+    assert_eq!(holder.end, End::Exited(0));
+    assert_eq!(neighbour, full);
 }

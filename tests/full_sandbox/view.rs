@@ -355,3 +355,22 @@ async fn what_the_daemon_keeps_is_never_below_what_commands_are_shown() {
         "{refused}"
     );
 }
+
+#[tokio::test]
+async fn message_queues_work_and_are_its_own() {
+    // As files, which is what mq_open makes of them too.
+    let script = "cd /dev/mqueue; ls -A; : > one; touch two; rm two; cat one > /dev/null && ls -A";
+    let bed = Bed::new();
+    assert_eq!(bed.says(bed.shell(script)).await, "one\n");
+    let launcher = bed.sandbox.launcher(0);
+    for _ in 0..3 {
+        assert_eq!(bed.says(bed.shell(script)).await, "one\n");
+    }
+    assert_eq!(bed.sandbox.launcher(0), launcher, "the slot was cleaned");
+    let Some(bed) = rooted() else { return };
+    for _ in 0..3 {
+        let mut spec = bed.spec(["/bin/sh", "-c", script]);
+        spec.view = as_root(View::default());
+        assert_eq!(bed.says(spec).await, "one\n");
+    }
+}

@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString, c_long};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -13,12 +14,12 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::init::{self, Plan, Stacks, Started, Told};
+use super::init::{self, Plan, Ruleset, Stacks, Started, Told};
 use super::launcher::{LauncherError, call, send};
 use super::network::Network;
 use super::set_up::{BUILD, SetUpMessage};
 use super::sys;
-use super::template::{INPUT, TAME, Template};
+use super::template::{INPUT, QUEUES, TAME, Template};
 use super::trash::{Trash, nothing_there};
 use super::{read_only, rules};
 use crate::sandbox::slot::channel;
@@ -203,9 +204,11 @@ impl<'a> Actions<'a> {
                 stderr.as_raw_fd(),
             ],
             cgroups: &cgroups,
-            ruleset: ruleset
-                .as_ref()
-                .map(|fd| (fd.as_raw_fd(), rules::writing(self.landlock_version))),
+            ruleset: ruleset.as_ref().map(|fd| Ruleset {
+                fd: fd.as_raw_fd(),
+                writing: rules::writing(self.landlock_version),
+                queueing: rules::queueing(self.landlock_version),
+            }),
             filter: &self.told.filter,
             open_files: run.open_files,
             file_size: run.file_size,
@@ -214,6 +217,11 @@ impl<'a> Actions<'a> {
                 c"/r/proc"
             } else {
                 c"/proc"
+            },
+            queues_at: if self.told.input_root {
+                c"/r/dev/mqueue"
+            } else {
+                c"/dev/mqueue"
             },
             pivot_to: self.told.input_root.then_some(c"/r"),
         };
@@ -299,9 +307,14 @@ impl<'a> Actions<'a> {
 
     /// Brings the slot back to the state in which the next command finds it.
     fn clean(&mut self, told: &Told) -> Result<(), LauncherError> {
-        if told.proc_mounted.load(std::sync::atomic::Ordering::SeqCst) {
+        if told.proc_mounted.load(SeqCst) {
             let taken = self.template.trash.take("/proc");
             taken.map_err(call("take /proc away"))?;
+        }
+        if told.queues_mounted.load(SeqCst) {
+            remove_queues().map_err(call("remove message queues"))?;
+            let taken = self.template.trash.take(QUEUES);
+            taken.map_err(call("take the message queues away"))?;
         }
         let at = if self.told.input_root { INPUT } else { BUILD };
         match self.template.trash.take(at) {
@@ -317,6 +330,24 @@ impl<'a> Actions<'a> {
             None => Ok(()),
         }
     }
+}
+
+/// Removes the queues that a command has left. They would go with their namespace, but some time after its end, and be counted
+/// among the next command's until then.
+fn remove_queues() -> rustix::io::Result<()> {
+    // The directory has a size for each queue.
+    if rustix::fs::stat(QUEUES)?.st_size == 0 {
+        return Ok(());
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let queues = rustix::fs::openat(CWD, QUEUES, flags, Mode::empty())?;
+    for queue in rustix::fs::Dir::read_from(&queues)? {
+        let name = queue?.file_name().to_owned();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            rustix::fs::unlinkat(&queues, name.as_c_str(), rustix::fs::AtFlags::empty())?;
+        }
+    }
+    Ok(())
 }
 
 /// The strings of a run that did not fit in the message.

@@ -2,7 +2,7 @@
 //! (see `slot::raw`). Nothing here allocates, locks, panics or calls the C library; what happened is written to atomics that
 //! the launcher reads.
 //!
-//! The init lives in PID and IPC namespaces of the action's own. It mounts /proc, starts the command, reaps, and when the
+//! The init lives in PID and IPC namespaces of the action's own. It mounts /proc and the message queues, starts the command, reaps, and when the
 //! command has ended kills what is left. Its own end, however it comes, is the end of everything in its namespace:
 //! that is the kernel's promise on which the sandbox rests.
 
@@ -30,8 +30,7 @@ pub(super) struct Plan<'a> {
     pub(super) streams: [RawFd; 3],
     /// Where a process writes 0 to enter a cgroup.
     pub(super) cgroups: &'a [RawFd],
-    /// The command's Landlock rules, and what of writing they are about: they lack the action's own /proc, which is not there yet.
-    pub(super) ruleset: Option<(RawFd, u64)>,
+    pub(super) ruleset: Option<Ruleset>,
     /// Instructions of the filter of system calls.
     pub(super) filter: &'a [u8],
     pub(super) open_files: Option<u64>,
@@ -39,8 +38,20 @@ pub(super) struct Plan<'a> {
     pub(super) processes: Option<u64>,
     /// Where /proc belongs before the root changes.
     pub(super) proc_at: &'a CStr,
+    /// Where the file system of message queues belongs before the root changes.
+    pub(super) queues_at: &'a CStr,
     /// The directory that becomes the root, in a mount namespace of the action's own.
     pub(super) pivot_to: Option<&'a CStr>,
+}
+
+/// The command's Landlock rules. They lack what only the action has, which is not there yet.
+#[derive(Clone, Copy)]
+pub(super) struct Ruleset {
+    pub(super) fd: RawFd,
+    /// The rights to write to files that are there.
+    pub(super) writing: u64,
+    /// The rights to use message queues.
+    pub(super) queueing: u64,
 }
 
 /// What the children tell the launcher.
@@ -48,6 +59,8 @@ pub(super) struct Plan<'a> {
 pub(super) struct Told {
     /// /proc is mounted in the launcher's mount namespace.
     pub(super) proc_mounted: AtomicBool,
+    /// So is the file system of message queues.
+    pub(super) queues_mounted: AtomicBool,
     /// The step at which the start failed; 0 if it did not.
     step: AtomicU32,
     errno: AtomicI32,
@@ -174,19 +187,21 @@ fn init(context: &Context<'_>) -> Result<(), Fault> {
     // SAFETY: plain system calls; all pointers are NUL-terminated strings and structures that live on.
     unsafe {
         call(Step::Session, libc::SYS_setsid, [])?;
-        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-        let name = c"proc".as_ptr() as usize;
-        let at = plan.proc_at.as_ptr() as usize;
-        call(
-            Step::Proc,
-            libc::SYS_mount,
-            [name, at, name, flags as usize, 0],
-        )?;
-        if let Some((ruleset, writing)) = plan.ruleset {
-            open_to_writing(ruleset, writing, plan.proc_at)?;
+        let own = plan.pivot_to.is_some();
+        mount(Step::Proc, c"proc", plan.proc_at)?;
+        context.told.proc_mounted.store(!own, SeqCst);
+        // A kernel may have no queues. They work without it too, but not behind Landlock, which goes by files.
+        let queues = mount(Step::Mount, c"mqueue", plan.queues_at).is_ok();
+        context.told.queues_mounted.store(queues && !own, SeqCst);
+        if let Some(ruleset) = plan.ruleset {
+            // A thread's name, for instance. The kernel says which of them are its own.
+            allow_below(ruleset, ruleset.writing, plan.proc_at)?;
+            if queues {
+                allow_below(ruleset, ruleset.queueing, plan.queues_at)?;
+            }
         }
         match plan.pivot_to {
-            None => context.told.proc_mounted.store(true, SeqCst),
+            None => {}
             Some(root) => {
                 let here = c".".as_ptr() as usize;
                 call(Step::Pivot, libc::SYS_chdir, [root.as_ptr() as usize])?;
@@ -214,12 +229,22 @@ fn init(context: &Context<'_>) -> Result<(), Fault> {
     }
 }
 
-/// Lets the command write to files that are there below `path`: a thread's name, for instance. The kernel says which of them
-/// are its own.
+/// Mounts a file system of the action's own namespaces.
+///
+/// # Safety
+/// Only in the init.
+unsafe fn mount(step: Step, kind: &CStr, at: &CStr) -> Result<(), Fault> {
+    let flags = (libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC) as usize;
+    let (kind, at) = (kind.as_ptr() as usize, at.as_ptr() as usize);
+    // SAFETY: a plain system call, whose pointers are to strings that live on.
+    unsafe { call(step, libc::SYS_mount, [kind, at, kind, flags, 0]) }.map(drop)
+}
+
+/// Gives the command rights below `path`.
 ///
 /// # Safety
 /// Only in the init; `ruleset` must be one.
-unsafe fn open_to_writing(ruleset: RawFd, writing: u64, path: &CStr) -> Result<(), Fault> {
+unsafe fn allow_below(ruleset: Ruleset, rights: u64, path: &CStr) -> Result<(), Fault> {
     const PATH_BENEATH: usize = 1;
     let flags = (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC) as usize;
     // SAFETY: plain system calls, whose pointers are to strings that live on and to this stack.
@@ -228,14 +253,14 @@ unsafe fn open_to_writing(ruleset: RawFd, writing: u64, path: &CStr) -> Result<(
         let place = call(Step::Landlock, libc::SYS_openat, [AT_CWD, path, flags, 0])?;
         let mut rule = [0; 12];
         // The kernel's structure has no padding: what is allowed, then the descriptor.
-        for (to, from) in rule.iter_mut().zip(writing.to_ne_bytes()) {
+        for (to, from) in rule.iter_mut().zip(rights.to_ne_bytes()) {
             *to = from;
         }
         for (to, from) in rule.iter_mut().skip(8).zip((place as u32).to_ne_bytes()) {
             *to = from;
         }
-        let (ruleset, rule) = (ruleset as usize, rule.as_ptr() as usize);
-        let added = [ruleset, PATH_BENEATH, rule, 0];
+        let (fd, rule) = (ruleset.fd as usize, rule.as_ptr() as usize);
+        let added = [fd, PATH_BENEATH, rule, 0];
         call(Step::Landlock, libc::SYS_landlock_add_rule, added)?;
         call(Step::Landlock, libc::SYS_close, [place])?;
     }
@@ -338,8 +363,8 @@ fn become_command(plan: &Plan<'_>) -> Result<(), Fault> {
             step = Step::Cwd;
         }
         call(step, libc::SYS_fchdir, [dir])?;
-        if let Some((ruleset, _)) = plan.ruleset {
-            let ruleset = ruleset as usize;
+        if let Some(ruleset) = plan.ruleset {
+            let ruleset = ruleset.fd as usize;
             call(
                 Step::Landlock,
                 libc::SYS_landlock_restrict_self,

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, dup2_stdin, getppid, setgroups, sethostname, setsid};
@@ -105,12 +105,13 @@ fn keep() -> Result<(), LauncherError> {
     if !told.network {
         namespaces |= CloneFlags::CLONE_NEWNET;
     }
+    let queues = lift_queues().map_err(call("ask for the limit of message queues"))?;
     let (mapped, write_mapped) = std::io::pipe().map_err(call("make a pipe"))?;
     match sys::fork_into(namespaces.bits() as u64) {
         Err(error) => refuse(identity::no_namespaces(&error)),
         Ok(Forked::Child) => {
             drop(write_mapped);
-            let code = match launch(id, &told, &socket, mapped, buffer) {
+            let code = match launch(id, &told, &socket, mapped, buffer, queues) {
                 Ok(()) => 0,
                 Err(error) => {
                     eprintln!("boxwright sandbox-slot {slot}: {error}");
@@ -172,6 +173,15 @@ fn prepare(slot: usize) -> Result<(), LauncherError> {
     Ok(())
 }
 
+/// Message queues are counted twice: in a launcher's user namespace, where the limit of its commands counts, and for the daemon's
+/// user, against the limit that the maker of the namespace has. There one slot must not take what another needs. Returns what it was;
+/// without the right, all slots share that.
+fn lift_queues() -> nix::Result<(rlim_t, rlim_t)> {
+    let own = getrlimit(Resource::RLIMIT_MSGQUEUE)?;
+    let _ = setrlimit(Resource::RLIMIT_MSGQUEUE, RLIM_INFINITY, RLIM_INFINITY);
+    Ok(own)
+}
+
 /// What the commands of this launcher see. `None` if the daemon has hung up.
 fn first_request(
     socket: &OwnedFd,
@@ -214,6 +224,7 @@ fn launch(
     socket: &OwnedFd,
     mut mapped: std::io::PipeReader,
     mut buffer: Vec<u8>,
+    queues: (rlim_t, rlim_t),
 ) -> Result<(), LauncherError> {
     // The end of the keeper without a word is a refusal, which the keeper has reported.
     if mapped.read_exact(&mut [0]).is_err() {
@@ -221,6 +232,8 @@ fn launch(
     }
     drop(mapped);
     renounce()?;
+    setrlimit(Resource::RLIMIT_MSGQUEUE, queues.0, queues.1)
+        .map_err(call("limit message queues"))?;
     let (template, network) = match settle(told) {
         Ok(settled) => settled,
         Err(failure) => return send(socket, &Report::SetUp { id, failure }),

@@ -36,6 +36,12 @@ pub(super) fn writing(version: c_long) -> u64 {
     (BitFlags::from(AccessFs::WriteFile) | truncate).bits()
 }
 
+/// What the use of message queues takes, which are files to Landlock.
+pub(super) fn queueing(version: c_long) -> u64 {
+    let queues = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::MakeReg | AccessFs::RemoveFile;
+    queues.bits() | writing(version)
+}
+
 impl Rules {
     /// The rules for one command that may write below these directories of its input root; `None` if the kernel has no Landlock.
     pub(super) fn ruleset(

@@ -27,6 +27,8 @@ pub(super) const INPUT: &str = "/r";
 pub(super) const TAME: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 const READ_ONLY: u64 = TAME | libc::MOUNT_ATTR_RDONLY;
 const PTS: &str = "/dev/pts";
+/// Where an action's message queues are shown.
+pub(super) const QUEUES: &str = "/dev/mqueue";
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 /// Why a root cannot be built.
@@ -333,6 +335,7 @@ impl Building<'_> {
             symlink("pts/ptmx", dev.join("ptmx")).map_err(failed("make link", "/dev/ptmx"))?;
         }
         self.directory("/dev/shm")?;
+        self.directory(QUEUES)?;
         sys::set_mount_attributes(
             path_fd(&dev)?.as_fd(),
             libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_RDONLY,

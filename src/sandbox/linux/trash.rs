@@ -14,7 +14,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 
-/// As many are kept; a command leaves two, and a memory file system for each that it has used.
+/// As many are kept; a command leaves three, and a memory file system for each that it has used.
 const PLACES: usize = 48;
 /// Who has waited for so long, in milliseconds, has the time.
 const A_MOMENT: u16 = 5;
