@@ -6,6 +6,7 @@ mod faulty_cas;
 mod skipped;
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -58,13 +59,20 @@ async fn tree(cas: &FaultyCas) -> (Digest, Digest) {
 }
 
 fn mount(cas: &FaultyCas, root: Digest, at: &Path) -> Child {
-    mount_below(cas, root, at, &std::env::temp_dir()).0
+    mount_with(cas, root, at, &std::env::temp_dir(), &[]).0
 }
 
 /// Also what it said.
-fn mount_below(cas: &FaultyCas, root: Digest, at: &Path, temporary: &Path) -> (Child, String) {
+fn mount_with(
+    cas: &FaultyCas,
+    root: Digest,
+    at: &Path,
+    temporary: &Path,
+    flags: &[&str],
+) -> (Child, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_boxwright"))
         .args(["mount", "--instance", "main", "--remote", &cas.address])
+        .args(flags)
         .arg(root.to_string())
         .arg(at)
         .env("TMPDIR", temporary)
@@ -146,6 +154,61 @@ async fn it_ends_when_somebody_unmounts_it() {
     tokio::task::spawn_blocking(work).await.unwrap();
 }
 
+/// Bytes of disk below a directory.
+fn disk(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| match entry.metadata().unwrap() {
+            found if found.is_dir() => disk(&entry.path()),
+            found => found.blocks() * 512,
+        })
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_read_is_kept_up_to_a_bound_and_fetched_again() {
+    if !possible() {
+        return;
+    }
+    let cas = FaultyCas::start().await;
+    let contents: Vec<_> = (0..12).map(|n| blob(n, 1 << 20).1).collect();
+    let file = |name: String, digest: Digest| re::FileNode {
+        name,
+        digest: Some(digest.to_proto()),
+        ..Default::default()
+    };
+    let mut files: Vec<_> = { contents.iter().enumerate() }
+        .map(|(n, content)| file(format!("f{n:02}"), cas.put(content.clone())))
+        .collect();
+    files.push(file("huge".into(), cas.put_pattern(8 << 20)));
+    let root = re::Directory {
+        files,
+        ..Default::default()
+    };
+    let root = cas.put(root.encode_to_vec().into());
+    let (dir, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let work = move || {
+        let flags = ["--cache-size", "4M"];
+        let (child, said) = mount_with(&cas, root, dir.path(), temporary.path(), &flags);
+        assert!(
+            said.contains("1 files are larger") && said.contains("--cache-size"),
+            "{said}"
+        );
+        for _ in 0..2 {
+            for (n, content) in contents.iter().enumerate() {
+                let read = std::fs::read(dir.path().join(format!("f{n:02}"))).unwrap();
+                assert!(read == *content, "f{n:02}");
+                let kept = disk(temporary.path());
+                assert!(kept <= 5 << 20, "{kept} bytes are kept");
+            }
+        }
+        assert!(std::fs::read(dir.path().join("huge")).is_err());
+        end(child);
+        assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_killed_mount_left_does_not_stop_the_next() {
     if !possible() {
@@ -155,7 +218,7 @@ async fn what_a_killed_mount_left_does_not_stop_the_next() {
     let (root, _) = tree(&cas).await;
     let (dir, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let work = move || {
-        let mount = || mount_below(&cas, root, dir.path(), temporary.path());
+        let mount = || mount_with(&cas, root, dir.path(), temporary.path(), &[]);
         let (mut first, _) = mount();
         assert_eq!(std::fs::read(dir.path().join("a")).unwrap().len(), 100);
         first.kill().unwrap();

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::cas::StoreConfig;
 use crate::cli::exit::{Exit, Failure};
+use crate::config::units::Amount;
 
 const PREFIX: &str = "boxwright-mount-";
 
@@ -44,9 +46,21 @@ impl Scratch {
         }
     }
 
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// A store in it that keeps so much; half of what is free there, if nobody says.
+    pub(super) fn store(&self, size: Option<Amount>) -> Result<StoreConfig, Failure> {
+        let disk = rustix::fs::statvfs(&self.path).map_err(|e| {
+            let text = format!("cannot ask for the room below {}: {e}", self.path.display());
+            Failure::new(Exit::Io, text)
+        })?;
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+        let free = bytes(disk.f_bavail) / 2;
+        let high_water = size.map_or(free, |size| size.of(bytes(disk.f_blocks)));
+        Ok(StoreConfig {
+            root: self.path.clone(),
+            high_water,
+            low_water: high_water - high_water / 10,
+            free_floor: 0,
+        })
     }
 }
 
@@ -109,12 +123,7 @@ mod tests {
         let first = Scratch::new(below.path()).unwrap();
         assert!(!left.exists() && other.exists());
         let second = Scratch::new(below.path()).unwrap();
-        let mut both = vec![
-            first.path().to_owned(),
-            second.path().to_owned(),
-            other,
-            link,
-        ];
+        let mut both = vec![first.path.clone(), second.path.clone(), other, link];
         both.sort();
         assert_eq!(names(), both);
         drop((first, second));

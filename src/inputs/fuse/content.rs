@@ -68,7 +68,8 @@ impl Contents {
 
     /// The same for readers that are no actions.
     pub(super) fn for_people(cas: Cas, runtime: Handle) -> Self {
-        let watches = Watches::with_others(cas.local().high_water());
+        // Nothing of it is kept from eviction.
+        let watches = Watches::with_others(u64::MAX);
         Contents::telling(Arc::new(watches), cas, runtime)
     }
 

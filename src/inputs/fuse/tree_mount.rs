@@ -8,17 +8,16 @@ use tokio::runtime::Handle;
 use super::content::Contents;
 use super::kernel::Kernel;
 use super::nodes::Nodes;
-use super::pinned::{Pinned, Pinning};
 use super::server::Server;
 use super::subtree::Subtrees;
 use super::{InputError, mounts, own};
 use crate::cas::Cas;
 use crate::tree::Tree;
 
-/// A tree on a read-only file system; a file is fetched when it is read. Dropped, it is unmounted.
+/// A tree on a read-only file system; a file is fetched when it is read, again if the store has let go of it. Dropped, it is
+/// unmounted.
 pub struct TreeMount {
     server: Server,
-    _pinned: Arc<Pinned>,
 }
 
 impl TreeMount {
@@ -27,14 +26,10 @@ impl TreeMount {
         let root = Subtrees::new().of(tree, 0).ok_or_else(|| {
             mounts::failed("find a directory of", tree.root)(rustix::io::Errno::NOENT)
         })?;
-        let pinned = Pinning::new(cas.clone(), u64::MAX).pin(&root);
         let contents = Contents::for_people(cas, Handle::current());
         let kernel = Kernel::new(Arc::new(Nodes::of(root, own())), Arc::new(contents));
         let server = Server::start(kernel, dir).map_err(super::cannot_mount(dir))?;
-        Ok(TreeMount {
-            server,
-            _pinned: pinned,
-        })
+        Ok(TreeMount { server })
     }
 
     /// Waits until somebody has unmounted it.
