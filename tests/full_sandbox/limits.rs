@@ -208,3 +208,13 @@ async fn message_queues_of_a_neighbour_take_no_room() {
     assert_eq!(holder.end, End::Exited(0));
     assert_eq!(neighbour, full);
 }
+
+#[tokio::test]
+async fn it_goes_before_the_daemon_when_memory_is_short() {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    let own: i32 = own.trim().parse().unwrap();
+    let bed = Bed::new();
+    let score = bed.spec(["cat", "/proc/self/oom_score_adj"]);
+    let score: i32 = bed.says(score).await.trim().parse().unwrap();
+    assert_eq!(score, own.max(500));
+}
