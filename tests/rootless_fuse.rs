@@ -64,6 +64,8 @@ impl Place {
             .args(["-m", "--propagation", "private", "sh", "-c", &prepare, "sh"])
             .args(["run", "--skip-cache", "--input", "in", "--output", "out"])
             .args(["--output-dir", "."])
+            // The command changes its inputs.
+            .args(["--platform", "boxwright-writable-inputs=true"])
             .args(["--", "/bin/sh", "-c", script])
             .env("BOXWRIGHT_STATE_DIR", self.path("state"))
             .env("BOXWRIGHT_LOG_LEVEL", "info");
