@@ -260,6 +260,33 @@ async fn outputs_that_cannot_be_are_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_command_that_failed_is_told_as_that_whatever_it_left_at_its_outputs() {
+    let bench = Bench::new(|_| {});
+    let command = |script: &str| re::Command {
+        output_paths: vec!["pipe".into()],
+        ..sh(script)
+    };
+    let script = "mkfifo pipe; echo wrong >&2; exit 3";
+    let finished = bench.run(command(script), bench.root(&[])).await;
+    assert_eq!(finished.ending, Ending::Exited(3), "{finished:?}");
+    assert!(finished.message.contains("pipe") && !finished.cacheable);
+    assert_eq!(&finished.result.unwrap().stderr_raw[..], b"wrong\n");
+    let action = re::Action {
+        timeout: Some(prost_types::Duration {
+            seconds: 1,
+            nanos: 0,
+        }),
+        ..action(
+            bench.put_message(&command("mkfifo pipe; sleep 100")),
+            bench.root(&[]),
+        )
+    };
+    let finished = bench.run_action(action, CancellationToken::new()).await;
+    let timed_out = matches!(finished.ending, Ending::TimedOut { .. });
+    assert!(timed_out, "{finished:?}");
+}
+
+#[tokio::test]
 #[allow(deprecated)]
 async fn outputs_of_the_other_kind_are_the_command_s_fault_and_not_the_request_s() {
     let bench = Bench::new(|_| {});

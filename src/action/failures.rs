@@ -2,10 +2,12 @@
 //! differently another time must not be told as a failure of the worker: a scheduler would give the action to one worker after
 //! the other, and each would take itself for broken.
 
+use std::collections::HashSet;
+
 use tonic::Code;
 
 use super::Ending;
-use crate::cas::CasError;
+use crate::cas::{CasError, LocalStore, disk_size};
 use crate::config::units::rough_size;
 use crate::inputs::InputError;
 use crate::outputs::OutputError;
@@ -46,10 +48,7 @@ fn is_final(call: &str, code: Code) -> bool {
     matches!(call, "BatchUpdateBlobs" | "ByteStream.Write")
         && matches!(
             code,
-            Code::InvalidArgument
-                | Code::FailedPrecondition
-                | Code::OutOfRange
-                | Code::Unimplemented
+            Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange
         )
 }
 
@@ -64,10 +63,17 @@ pub(super) fn from_tree(error: TreeError) -> Ending {
     }
 }
 
-/// Of showing `tree`, or of reading what is in it, in a store that holds `most` bytes.
-pub(super) fn from_inputs(error: InputError, tree: &Tree, most: u64) -> Ending {
-    if is_full(&error)
+/// Of showing `tree`, or of reading what is in it, in this store; `whole` if all of it must be here at once.
+pub(super) fn from_inputs(
+    error: InputError,
+    tree: &Tree,
+    store: &LocalStore,
+    whole: bool,
+) -> Ending {
+    let most = store.largest_blob();
+    if let Some(asked) = no_room_for(&error)
         && let Some(needed) = tree.bytes_beyond(most)
+        && (whole || asked > most || fills(tree, store, most))
     {
         return Ending::Refused(format!(
             "the inputs of the action have {}, more than the {} that fit into the CAS of this worker \
@@ -86,13 +92,28 @@ pub(super) fn from_inputs(error: InputError, tree: &Tree, most: u64) -> Ending {
     }
 }
 
-fn is_full(error: &InputError) -> bool {
+/// Whether it is this tree that the store is full of. Else it is others', and another time there may be room for what is
+/// read of it.
+fn fills(tree: &Tree, store: &LocalStore, most: u64) -> bool {
+    let digests: HashSet<Digest> = { tree.blobs() }.into_iter().map(|w| w.digest).collect();
+    let digests: Vec<Digest> = digests.into_iter().collect();
+    let missing: HashSet<Digest> = store.missing(&digests).into_iter().collect();
+    let here = { digests.iter() }.filter(|digest| !missing.contains(digest));
+    let bytes = here.map(|digest| disk_size(digest.size()));
+    bytes.fold(0, u64::saturating_add) > most / 2
+}
+
+/// The bytes that did not fit, if it is that.
+fn no_room_for(error: &InputError) -> Option<u64> {
     let why = match error {
         InputError::Unreadable { why, .. } => why,
         InputError::Cas(why) => why,
-        _ => return false,
+        _ => return None,
     };
-    matches!(why, CasError::Full { .. })
+    match why {
+        CasError::Full { needed, .. } => Some(*needed),
+        _ => None,
+    }
 }
 
 /// Of collecting outputs.

@@ -75,11 +75,17 @@ impl Runner {
             stderr,
         } = gathered;
         // What cannot be an output is the command's fault: its streams are still worth reading.
-        let (mut collected, ending) = match collected {
-            Ok(collected) => (collected, ending),
+        let (mut collected, ending, refused) = match collected {
+            Ok(collected) => (collected, ending, None),
             Err(error) => match from_outputs(error) {
-                theirs @ (Ending::BadOutput(_) | Ending::LimitExceeded(_)) => {
-                    (Collected::default(), theirs)
+                theirs @ (Ending::BadOutput(_) | Ending::LimitExceeded(_))
+                    if ending == Ending::Exited(0) =>
+                {
+                    (Collected::default(), theirs, None)
+                }
+                // What it left is what a command leaves that failed: how it failed is to be told.
+                Ending::BadOutput(why) | Ending::LimitExceeded(why) => {
+                    (Collected::default(), ending, Some(why))
                 }
                 ending => return Err(ending),
             },
@@ -136,7 +142,7 @@ impl Runner {
         };
         Ok(Finished {
             cacheable: ending == Ending::Exited(0) && !resolved.do_not_cache,
-            message: left_out(&collected.left_out),
+            message: refused.unwrap_or_else(|| left_out(&collected.left_out)),
             details: Vec::new(),
             logs,
             result: Some(result),

@@ -276,7 +276,8 @@ impl Runner {
     }
 
     pub(super) fn ending_of_inputs(&self, error: InputError, resolved: &Resolved) -> Ending {
-        from_inputs(error, &resolved.tree, self.parts.cas.local().largest_blob())
+        let whole = self.parts.inputs.name() != "fuse";
+        from_inputs(error, &resolved.tree, self.parts.cas.local(), whole)
     }
 }
 

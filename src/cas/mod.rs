@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use cache::{Cas, Held, Wanted};
+pub(crate) use local::disk_size;
 pub use local::{LocalStore, Pins, StoreConfig};
 pub(crate) use remote::Behalf;
 pub use remote::{RemoteCas, RemoteConfig, on_behalf_of};

@@ -207,17 +207,23 @@ impl Engine {
         let mut unfit = None;
         loop {
             tokio::select! {
-                end = &mut working => return match unfit {
-                    Some(why) if end == WorkerEnd::Drained => WorkerEnd::Unfit(why),
-                    _ => end,
+                // It is the one who reads the wishes: it goes first, and is never waited for.
+                biased;
+                end = &mut working => return match (unfit, end) {
+                    (Some(why), WorkerEnd::Drained) => WorkerEnd::Unfit(why),
+                    (Some(why), WorkerEnd::LeftUnheard { unreported }) => WorkerEnd::Unfit(format!(
+                        "{why}; the scheduler did not answer, and has no result of {unreported} actions that had finished"
+                    )),
+                    (_, end) => end,
                 },
                 Some(wanted) = stop.recv() => {
-                    let _ = wish.send(wanted).await;
+                    // As many as there is room for end it whatever runs.
+                    let _ = wish.try_send(wanted);
                 }
                 why = &mut lost, if unfit.is_none() => {
                     tracing::error!("{why}; this daemon drains and ends");
                     unfit = Some(why);
-                    let _ = wish.send(Stop::Terminate).await;
+                    let _ = wish.try_send(Stop::Terminate);
                 }
             }
         }

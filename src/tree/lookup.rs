@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Directory, File, Symlink, Tree};
-use crate::cas::Wanted;
+use crate::cas::{Wanted, disk_size};
 use crate::reapi::Digest;
 
 /// What is at a path.
@@ -71,14 +71,15 @@ impl Tree {
             .collect()
     }
 
-    /// The bytes of those, if they are more than the `most` of a store that is to hold all of them at once.
+    /// The bytes of disk of those, if they are more than the `most` of a store that is to hold all of them at once.
     pub(crate) fn bytes_beyond(&self, most: u64) -> Option<u64> {
-        // Each file for itself they are no fewer, and that is known.
-        if self.bytes <= most {
+        // Each file for itself they are no fewer, and that is known but for what is unused of their last blocks.
+        let unused = self.nodes.saturating_mul(disk_size(1));
+        if self.bytes.saturating_add(unused) <= most {
             return None;
         }
         let blobs = self.blobs();
-        let sizes = blobs.iter().map(|wanted| wanted.digest.size());
+        let sizes = { blobs.iter() }.map(|wanted| disk_size(wanted.digest.size()));
         Some(sizes.fold(0, u64::saturating_add)).filter(|needed| *needed > most)
     }
 
@@ -133,4 +134,41 @@ pub(super) fn path_to<N: AsRef<str>>(
     segments.retain(|s| !s.is_empty());
     segments.reverse();
     segments.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reapi::DigestFunction::Sha256;
+
+    #[test]
+    fn small_files_take_whole_blocks_of_a_store() {
+        let file = |name: &str, content: &[u8]| File {
+            name: name.into(),
+            digest: Sha256.digest(content),
+            executable: false,
+            properties: None,
+        };
+        let directory = Directory {
+            // Two of one content, and two others.
+            files: vec![
+                file("a", b"a"),
+                file("b", b"a"),
+                file("c", b"c"),
+                file("d", b"d"),
+            ],
+            ..Directory::default()
+        };
+        let root = Sha256.digest(b"root");
+        let tree = Tree {
+            root,
+            directories: HashMap::from([(root, Arc::new(directory))]),
+            nodes: 5,
+            bytes: 4,
+        };
+        let three = 3 * disk_size(1);
+        assert_eq!(tree.bytes_beyond(three), None);
+        assert_eq!(tree.bytes_beyond(three - 1), Some(three));
+        assert_eq!(tree.bytes_beyond(u64::MAX), None);
+    }
 }

@@ -7,7 +7,7 @@ use super::names::Kind;
 const BLOCK: u64 = 4096;
 
 /// What one file with this content takes on disk.
-pub(super) fn disk_size(content: u64) -> u64 {
+pub(crate) fn disk_size(content: u64) -> u64 {
     content
         .max(1)
         .checked_next_multiple_of(BLOCK)

@@ -41,6 +41,7 @@ use super::CasError;
 use crate::reapi::{Digest, DigestFunction};
 
 pub use adopt::Sealed;
+pub(crate) use files::disk_size;
 pub use pins::Pins;
 pub use writer::BlobWriter;
 

@@ -81,7 +81,7 @@ pub(super) fn ids(host: &Host) -> Finding {
         IdMap::Single => less(
             name,
             State::Weaker,
-            "one only, so that namespaces alone keep an action from what looks after it",
+            "one only: actions run as the user of the processes that look after them, and only namespaces stand between",
             second_id(host),
         ),
     }

@@ -75,15 +75,16 @@ impl Follower {
         }
     }
 
-    /// Asks the server to kill the command; waits for its answer for a moment.
-    pub(super) async fn cancel(&self) {
+    /// Asks the server to kill the command; waits for its answer for a moment. Says whether it will.
+    pub(super) async fn cancel(&self) -> bool {
+        // The server may have begun, and has not said how it calls that.
         let Some(name) = self.operation.clone() else {
-            return;
+            return false;
         };
         let mut client = OperationsClient::new(self.line.clone());
         let asked = client.cancel_operation(CancelOperationRequest { name });
         match tokio::time::timeout(Duration::from_secs(5), asked).await {
-            Ok(Ok(_)) => {}
+            Ok(Ok(_)) => return true,
             Ok(Err(status)) => eprintln!(
                 "boxwright: the command could not be cancelled: {}",
                 report::told(&status)
@@ -93,6 +94,7 @@ impl Follower {
                 self.remote
             ),
         }
+        false
     }
 
     async fn connect(

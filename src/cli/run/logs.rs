@@ -6,9 +6,13 @@ use std::path::Path;
 use super::super::exit::{Exit, Failure, printable};
 use crate::action::INPUT_REPORT_LOG;
 use crate::cas::{BlobSource, CasError};
+use crate::config::units::rough_size;
 use crate::reapi::any::unpack;
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction};
+
+/// Bytes of a report, which is in memory until all of it is here.
+const MOST: u64 = 256 << 20;
 
 /// Says which logs there are, but for the report that has a `place`.
 pub(super) fn tell(response: &re::ExecuteResponse, place: Option<&Path>) {
@@ -41,6 +45,14 @@ pub(super) async fn write(
     };
     let digest = Digest::from_proto(function, log.digest.as_ref())
         .map_err(|e| Failure::new(Exit::Data, format!("the report of inputs: {e}")))?;
+    if digest.size() > MOST {
+        let text = format!(
+            "the report of inputs has {}, and is not fetched: no report of a boxwright is larger than {}",
+            rough_size(digest.size()),
+            rough_size(MOST)
+        );
+        return Err(Failure::new(Exit::Data, text));
+    }
     let failed = |error: std::io::Error| {
         let text = format!(
             "cannot write the report of inputs to {}: {error}",

@@ -197,9 +197,13 @@ impl RunCommand {
             Some(Err(Left::Before)) => Err("nothing was executed"),
             Some(Err(Left::Executing(follower))) => {
                 progress.phase("cancelling");
-                tokio::select! {
-                    () = follower.cancel() => Err("the command was cancelled"),
-                    _ = interrupts.next() => Err("the command may still run"),
+                let cancelled = tokio::select! {
+                    cancelled = follower.cancel() => cancelled,
+                    _ = interrupts.next() => false,
+                };
+                match cancelled {
+                    true => Err("the command was cancelled"),
+                    false => Err("the command may still run"),
                 }
             }
             Some(Err(Left::After)) | None => {

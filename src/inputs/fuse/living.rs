@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use crate::cas::disk_size;
 use crate::reapi::Digest;
 use crate::tree::Directory;
 
@@ -47,7 +48,7 @@ impl<T> Living<T> {
     pub(super) fn put(&self, digest: Digest, directory: &Directory, held: &Arc<T>) {
         let mut all = self.all.lock();
         all.files += directory.files.len() as u64;
-        all.bytes += bytes(directory);
+        all.bytes = all.bytes.saturating_add(bytes(directory));
         all.by_digest.insert(digest, Arc::downgrade(held));
     }
 
@@ -55,7 +56,7 @@ impl<T> Living<T> {
     pub(super) fn gone(&self, digest: Digest, directory: &Directory) {
         let mut all = self.all.lock();
         all.files -= directory.files.len() as u64;
-        all.bytes -= bytes(directory);
+        all.bytes = all.bytes.saturating_sub(bytes(directory));
         // Another of the same digest may have been made since this one could not be had any more.
         if let Some(held) = all.by_digest.get(&digest)
             && held.strong_count() == 0
@@ -116,7 +117,8 @@ impl<T> Recent<T> {
     }
 }
 
+/// Of disk: many small files take more of it than they hold.
 fn bytes(directory: &Directory) -> u64 {
-    let sizes = directory.files.iter().map(|file| file.digest.size());
+    let sizes = { directory.files.iter() }.map(|file| disk_size(file.digest.size()));
     sizes.fold(0, u64::saturating_add)
 }

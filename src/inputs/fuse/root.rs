@@ -50,7 +50,7 @@ struct Shown {
     /// What shows the tree instead, if it is to be known what is done with it.
     recorded: Option<Recorded>,
     /// Its inputs stay in the store.
-    _pinned: Arc<Pinned>,
+    pinned: Arc<Pinned>,
     _hold: Hold,
 }
 
@@ -83,7 +83,7 @@ impl Root {
                 layer,
                 views: Vec::new(),
                 recorded: None,
-                _pinned: pinned,
+                pinned,
                 _hold: request.hold.clone(),
             }),
             shared,
@@ -207,6 +207,8 @@ impl Shown {
         if let Some(recorded) = self.recorded {
             recorded.take_down();
         }
+        // Views keep large files for as long as these are pinned: first they are let go.
+        drop(self.pinned);
         self.shared.views.shrink();
         given_back
     }

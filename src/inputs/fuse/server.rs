@@ -168,13 +168,21 @@ fn start(
     let _turn = MOUNTING.lock();
     let before = descriptor::of(DEVICE)?;
     let handle = runtime.block_on(Session::new(options).mount_with_unprivileged(kernel, mount))?;
+    let mut watched = false;
     for number in descriptor::of(DEVICE)? {
         // A child that inherits the descriptor would keep the file system from dying with the daemon.
         descriptor::close_on_exec(number)?;
         if !before.contains(&number) {
             // Nothing of the session runs before this thread waits for it again.
             life.watch(descriptor::duplicate(number)?);
+            watched = true;
         }
+    }
+    if !watched {
+        // Another file system's end gave its number to this one.
+        return Err(std::io::Error::other(
+            "cannot tell the new descriptor of /dev/fuse from the others; try again",
+        ));
     }
     Ok(handle)
 }
