@@ -265,8 +265,53 @@ async fn what_may_be_written_is_the_same_whether_it_is_kept_or_not() {
         };
         let writable = ["", "empty", "lib", "out"].map(writable);
         assert_eq!(writable, [true, true, false, true]);
+        // Outputs are renamed into the store, which no mount may be in the way of.
+        let taken = world.dir.path().join("taken");
+        std::fs::rename(shown.path().join("out/new"), taken).unwrap();
         shown.remove().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn what_may_not_be_written_goes_with_its_root_wherever_a_command_moved_it() {
+    let Some(world) = World::new() else { return };
+    let cached = world.cached(PLENTY);
+    let small = world.directory(&re::Directory {
+        files: world.files("small", 2),
+        ..Default::default()
+    });
+    let deep = world.directory(&re::Directory {
+        directories: vec![node("lib", small)],
+        ..Default::default()
+    });
+    let root = world.directory(&re::Directory {
+        directories: vec![node("deep", deep)],
+        ..Default::default()
+    });
+    let elsewhere = world.dir.path().join("elsewhere");
+    std::fs::create_dir_all(elsewhere.join("lib")).unwrap();
+    let mount = |args: &[&str]| {
+        let status = Command::new(args[0])
+            .args(&args[1..])
+            .arg(elsewhere.join("lib"))
+            .status();
+        assert!(status.unwrap().success());
+    };
+    mount(&["mount", "-t", "tmpfs", "tmpfs"]);
+    let table = || std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let before = table().lines().count();
+    let shown = world.stage(&cached, root, &["deep"], &["deep/made"]).await;
+    assert_eq!(table().lines().count(), before + 1);
+    let script = format!("mv deep moved && ln -s {} deep", elsewhere.display());
+    let status = as_other("sh")
+        .args(["-c", &script])
+        .current_dir(shown.path())
+        .status();
+    assert!(status.unwrap().success());
+    shown.remove().await.unwrap();
+    assert_eq!(table().lines().count(), before, "{}", table());
+    assert!(table().contains("elsewhere/lib"));
+    mount(&["umount"]);
 }
 
 #[tokio::test]

@@ -402,11 +402,9 @@ async fn large_inputs_of_an_action_that_ended_are_not_kept_by_its_mounts() {
         assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
         assert_eq!(laid(), 0);
     }
-    let another = bench.store.put(
-        F.digest(&vec![8; 40 << 20]),
-        &vec![8; 40 << 20],
-        false,
-    );
+    let another = bench
+        .store
+        .put(F.digest(&vec![8; 40 << 20]), &vec![8; 40 << 20], false);
     assert!(another.is_ok(), "{another:?}");
 }
 

@@ -183,6 +183,8 @@ struct Placed {
     mounted: bool,
     /// Directories that may not be changed.
     closed: Vec<String>,
+    /// The mounts over these, where each is one of its own. By their paths they could not be found again: a command moves what is above.
+    apart: Vec<OwnedFd>,
     /// Stay while they are in use.
     shared: Vec<Shared>,
     cache: Option<Arc<DirectoryCache>>,
@@ -215,6 +217,7 @@ impl Root {
                 mounted: false,
                 shared,
                 closed,
+                apart: Vec::new(),
                 cache,
                 _pins: pins,
                 _hold: request.hold.clone(),
@@ -259,7 +262,11 @@ impl Placed {
         let Some(cache) = &self.cache else {
             return Ok(());
         };
-        if self.shared.is_empty() && self.closed.is_empty() {
+        if self.shared.is_empty() {
+            // Outputs are renamed into the store, which cannot be done out of another mount: the root stays in that of the store.
+            for path in &self.closed {
+                self.apart.push(mounts::close_and_open(&root.join(path))?);
+            }
             return Ok(());
         }
         // Over itself, so that everything goes with one mount.
@@ -279,6 +286,9 @@ impl Placed {
         if self.mounted {
             let root = self.place.dir.join(&self.name);
             mounts::detach(&root).map_err(failed("unmount", &self.name))?;
+        }
+        for mount in &self.apart {
+            mounts::detach_opened(mount).map_err(failed("unmount a directory of", &self.name))?;
         }
         let removed = remove::directory(&self.place.fd, &self.name);
         drop(self.shared);

@@ -120,6 +120,21 @@ pub(in crate::inputs) fn close(directory: &Path) -> Result<(), InputError> {
     make_read_only(directory)
 }
 
+/// The same, and a descriptor of that mount, by which it can be [`detach_opened`] wherever it has gone meanwhile.
+pub(in crate::inputs) fn close_and_open(directory: &Path) -> Result<OwnedFd, InputError> {
+    close(directory)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, directory, flags, Mode::empty())
+        .map_err(failed("open", directory.display()))
+}
+
+/// Takes away the mount of whose root this is a descriptor.
+pub(in crate::inputs) fn detach_opened(mount: &OwnedFd) -> rustix::io::Result<()> {
+    // The kernel follows it to the very mount.
+    let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    unmount(path, UnmountFlags::DETACH)
+}
+
 /// Takes away what is mounted at `path` with everything below, now for everybody new and later for who is in it.
 pub(in crate::inputs) fn detach(path: &Path) -> rustix::io::Result<()> {
     unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
