@@ -24,6 +24,8 @@ pub mod cli;
 pub mod config;
 /// Input roots made visible to a command.
 pub mod inputs;
+/// The kernel's table of mounts.
+mod mountinfo;
 /// Logs, and the one line that every action gets.
 pub mod observe;
 /// Collecting what a command left behind.

@@ -306,14 +306,19 @@ async fn inputs_of_equal_content_are_files_of_their_own() {
     }
 }
 
+/// As many as make a directory worth sharing at once.
+fn many_files() -> Vec<(String, Vec<u8>)> {
+    (0..120)
+        .map(|n| (format!("f{n:03}"), format!("{n}\n").into_bytes()))
+        .collect()
+}
+
 #[tokio::test]
 async fn a_directory_that_is_an_output_is_writable_below_whatever_was_there_before() {
     let Some(bench) = Bench::fuse(None, |_| {}) else {
         return;
     };
-    let many: Vec<(String, Vec<u8>)> = (0..120)
-        .map(|n| (format!("f{n:03}"), format!("{n}\n").into_bytes()))
-        .collect();
+    let many = many_files();
     let files: Vec<(&str, Item<'_>)> = { many.iter() }
         .map(|(name, data)| (&**name, File(data)))
         .collect();
@@ -471,9 +476,7 @@ async fn a_missing_input_is_named_and_a_bad_directory_refused() {
 /// Otherwise a build that writes beside its inputs works until a worker knows them.
 #[tokio::test]
 async fn what_may_be_written_is_the_same_whatever_earlier_actions_had() {
-    let many: Vec<(String, Vec<u8>)> = (0..120)
-        .map(|n| (format!("f{n:03}"), format!("{n}\n").into_bytes()))
-        .collect();
+    let many = many_files();
     let files: Vec<(&str, Item<'_>)> = { many.iter() }
         .map(|(name, data)| (&**name, File(data)))
         .collect();

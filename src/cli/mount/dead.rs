@@ -1,13 +1,12 @@
 //! What a mount leaves that was killed: a mounted directory in which everything fails, until somebody unmounts it.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::io::Errno;
 
 use crate::cli::exit::{Exit, Failure};
+use crate::mountinfo;
 
 /// Takes away a mount of ours at `dir`, an absolute path, whose program is dead. One of another program's is refused.
 pub(super) fn remove(dir: &Path) -> Result<(), Failure> {
@@ -65,23 +64,9 @@ fn mounted_by_us(dir: &Path) -> bool {
 /// The mount point of a line of mountinfo (proc_pid_mountinfo(5)), and the type and source of its file system.
 fn line(line: &str) -> Option<(PathBuf, &str)> {
     let (mount, system) = line.split_once(" - ")?;
-    let point = mount.split(' ').nth(4)?;
     // Without the options.
     let (system, _) = system.rsplit_once(' ')?;
-    Some((unescaped(point), system))
-}
-
-/// Spaces and the like are in octal.
-fn unescaped(text: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut parts = text.split('\\');
-    bytes.extend(parts.next().unwrap_or_default().bytes());
-    for part in parts {
-        let (octal, rest) = part.split_at_checked(3).unwrap_or(("", part));
-        bytes.extend(u8::from_str_radix(octal, 8));
-        bytes.extend(rest.bytes());
-    }
-    OsString::from_vec(bytes).into()
+    Some((mountinfo::point(mount)?, system))
 }
 
 #[cfg(test)]

@@ -317,22 +317,15 @@ fn read_whole(file: &File, offset: u64, size: usize) -> Result<Bytes, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::subtree::tests::store;
     use super::*;
-    use crate::cas::{LocalStore, StoreConfig};
     use crate::reapi::DigestFunction;
 
     #[tokio::test]
     async fn what_was_evicted_or_found_damaged_is_not_kept_open() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = LocalStore::open(StoreConfig {
-            root: dir.path().join("cas"),
-            high_water: 1 << 30,
-            low_water: 1 << 29,
-            free_floor: 0,
-        });
-        let cas = Cas::new(store.unwrap(), None);
+        let (_dir, store) = store();
+        let cas = Cas::new(store.clone(), None);
         let contents = Contents::new(cas.clone(), Handle::current());
-        let store = cas.local();
         let put = |content: &[u8]| {
             let digest = DigestFunction::Sha256.digest(content);
             store.put(digest, content, false).unwrap();

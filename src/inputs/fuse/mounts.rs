@@ -13,6 +13,7 @@ use rustix::mount::{
 };
 
 use crate::inputs::InputError;
+use crate::mountinfo;
 
 /// Names the attempted operation and its object.
 pub(super) fn failed(
@@ -150,7 +151,7 @@ pub(in crate::inputs) fn detach_all_below(dir: &Path) -> Result<usize, InputErro
         }
     })?;
     let below: Vec<PathBuf> = { table.lines().rev() }
-        .filter_map(mount_point)
+        .filter_map(mountinfo::point)
         .filter(|point| point.starts_with(dir) && point != dir)
         .collect();
     for point in &below {
@@ -161,42 +162,4 @@ pub(in crate::inputs) fn detach_all_below(dir: &Path) -> Result<usize, InputErro
         }
     }
     Ok(below.len())
-}
-
-/// The mount point of a line of mountinfo (proc_pid_mountinfo(5)): the fifth field, with spaces and the like in octal.
-fn mount_point(line: &str) -> Option<PathBuf> {
-    use std::os::unix::ffi::OsStringExt;
-    let field = line.split(' ').nth(4)?.as_bytes();
-    let mut path = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = after
-            .get(..3)
-            .and_then(|digits| std::str::from_utf8(digits).ok());
-        let octal = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match (byte, octal) {
-            (b'\\', Some(escaped)) => {
-                path.push(escaped);
-                rest = &after[3..];
-            }
-            _ => {
-                path.push(byte);
-                rest = after;
-            }
-        }
-    }
-    Some(std::ffi::OsString::from_vec(path).into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_are_read_as_they_are() {
-        let line =
-            r"36 35 98:0 /mnt1 /mnt/with\040space\134 rw,noatime master:1 - ext3 /dev/root rw";
-        assert_eq!(mount_point(line), Some("/mnt/with space\\".into()));
-        assert_eq!(mount_point("36 35"), None);
-    }
 }

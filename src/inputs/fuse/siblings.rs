@@ -126,23 +126,8 @@ fn after(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::super::subtree::tests::{directory, file};
+    use super::super::subtree::tests::{directory, file, store};
     use super::*;
-    use crate::cas::StoreConfig;
-
-    fn store() -> (tempfile::TempDir, Arc<LocalStore>) {
-        let dir = tempfile::tempdir().unwrap();
-        let config = StoreConfig {
-            root: dir.path().join("cas"),
-            high_water: 1 << 30,
-            low_water: 1 << 29,
-            free_floor: 0,
-        };
-        let store = LocalStore::open(config).unwrap();
-        (dir, store)
-    }
 
     fn files(n: usize) -> Vec<crate::tree::File> {
         let name = |n: usize| format!("f{n:04}");

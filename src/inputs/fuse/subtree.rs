@@ -172,6 +172,7 @@ pub(super) fn contents(directory: &Directory) -> impl Iterator<Item = Digest> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::cas::{LocalStore, StoreConfig};
     use crate::reapi::DigestFunction;
     use crate::tree::{File, Subdirectory};
 
@@ -184,6 +185,19 @@ pub(super) mod tests {
             executable: false,
             properties: None,
         }
+    }
+
+    /// An empty store with room.
+    pub(in super::super) fn store() -> (tempfile::TempDir, Arc<LocalStore>) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StoreConfig {
+            root: dir.path().join("cas"),
+            high_water: 1 << 30,
+            low_water: 1 << 29,
+            free_floor: 0,
+        };
+        let store = LocalStore::open(config).unwrap();
+        (dir, store)
     }
 
     /// A directory that no store knows, by names that are sorted.

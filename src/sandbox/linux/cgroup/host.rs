@@ -1,8 +1,8 @@
 //! Where this process stands in the host's cgroup hierarchies, as `/proc/self/cgroup` and `/proc/self/mountinfo` tell it.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+
+use crate::mountinfo;
 
 /// Our own group in each hierarchy that is mounted where we see it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -98,8 +98,8 @@ fn mount(line: &str) -> Option<Mount> {
         _ => return None,
     };
     Some(Mount {
-        root: plain(left.get(3)?),
-        point: plain(left.get(4)?),
+        root: mountinfo::path(left.get(3)?),
+        point: mountinfo::path(left.get(4)?),
         writable: left.get(5)?.split(',').any(|option| option == "rw"),
         v2,
         options: right.last()?.split(',').map(str::to_owned).collect(),
@@ -117,23 +117,6 @@ fn below(mount: &Mount, path: &str) -> Option<PathBuf> {
         true => mount.point.clone(),
         false => mount.point.join(rest),
     })
-}
-
-/// Undoes the kernel's `\040` for a space, and its like.
-fn plain(field: &str) -> PathBuf {
-    let bytes = field.as_bytes();
-    let mut plain = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let code = bytes[at..]
-            .strip_prefix(b"\\")
-            .and_then(|rest| rest.get(..3));
-        let code =
-            code.and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 8).ok());
-        plain.push(code.unwrap_or(bytes[at]));
-        at += if code.is_some() { 4 } else { 1 };
-    }
-    OsString::from_vec(plain).into()
 }
 
 #[cfg(test)]
@@ -209,8 +192,8 @@ mod tests {
             locate("1\n:\n0:x\n", "a - b\n - cgroup2\n1 2 3 / - cgroup x"),
             Found::default()
         );
-        assert_eq!(plain("a\\04"), Path::new("a\\04"));
-        assert_eq!(plain("\\134x\\"), Path::new("\\x\\"));
+        assert_eq!(mountinfo::path("a\\04"), Path::new("a\\04"));
+        assert_eq!(mountinfo::path("\\134x\\"), Path::new("\\x\\"));
     }
 
     #[test]
