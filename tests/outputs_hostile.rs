@@ -308,6 +308,77 @@ fn overlapping_declarations_all_work() {
     assert_eq!(paths, ["", "out", "out/sub"]);
 }
 
+/// Declared outputs of one directory are found by a listing, if they are many.
+#[test]
+fn many_declared_outputs_of_a_directory_are_what_each_is_alone() {
+    everyone::as_everyone(
+        "many_declared_outputs_of_a_directory_are_what_each_is_alone",
+        || {
+            let make = || {
+                let mut world = world();
+                world.request.node_properties = vec!["unix_mode".into()];
+                let mode = |path: &str, mode| {
+                    let mode = PermissionsExt::from_mode(mode);
+                    std::fs::set_permissions(world.path(path), mode).unwrap();
+                };
+                for n in 0..20 {
+                    world.write(&format!("out/{n}"), &n.to_string());
+                    mode(&format!("out/{n}"), 0o640);
+                }
+                world.write("out/dir/file", "in a directory");
+                world.write("out/nothing", "");
+                world.write("out/unreadable", "unreadable");
+                mode("out/dir/file", 0o644);
+                mode("out/nothing", 0o644);
+                mode("out/unreadable", 0o200);
+                mode("out/5", 0o755);
+                std::fs::hard_link(world.path("out/7"), world.path("out/same")).unwrap();
+                symlink("7", world.path("out/link")).unwrap();
+                world
+            };
+            let named = [
+                "dir",
+                "nothing",
+                "unreadable",
+                "same",
+                "link",
+                "absent",
+                ".hidden",
+            ];
+            let numbers = (0..20).map(|n| n.to_string());
+            let paths: Vec<String> = named
+                .map(str::to_owned)
+                .into_iter()
+                .chain(numbers)
+                .map(|name| format!("out/{name}"))
+                .collect();
+            let mut apart = re::ActionResult::default();
+            for path in &paths {
+                let one = make().collect_any(&[path]).unwrap().result;
+                apart.output_files.extend(one.output_files);
+                apart.output_directories.extend(one.output_directories);
+                apart.output_symlinks.extend(one.output_symlinks);
+            }
+            let mut world = make();
+            let all: Vec<&str> = paths.iter().map(|path| &**path).collect();
+            let mut together = world.collect_any(&all).unwrap().result;
+            assert_eq!(together.output_files.len(), 23);
+            assert_eq!(world.file(&together, "out/unreadable"), "unreadable");
+            assert_eq!(world.file(&together, "out/same"), "7");
+            let unreadable = { together.output_files.iter() }
+                .find(|file| file.path == "out/unreadable")
+                .and_then(|file| file.node_properties.as_ref());
+            assert_eq!(unreadable.unwrap().unix_mode, Some(0o200));
+            for result in [&mut apart, &mut together] {
+                result.output_files.sort_by(|a, b| a.path.cmp(&b.path));
+            }
+            assert_eq!(together.output_files, apart.output_files);
+            assert_eq!(together.output_directories, apart.output_directories);
+            assert_eq!(together.output_symlinks, apart.output_symlinks);
+        },
+    );
+}
+
 #[test]
 fn hard_links_are_stored_once_and_spoil_nothing() {
     let mut world = world();

@@ -179,12 +179,10 @@ struct Root {
 struct Placed {
     place: Arc<Place>,
     name: String,
-    /// Something is mounted at the root.
-    mounted: bool,
     /// Directories that may not be changed.
     closed: Vec<String>,
-    /// The mounts over these, where each is one of its own. By their paths they could not be found again: a command moves what is above.
-    apart: Vec<OwnedFd>,
+    /// What is mounted below the root, in that order. By their paths they could not be found again: a command moves what is above.
+    mounts: Vec<OwnedFd>,
     /// Stay while they are in use.
     shared: Vec<Shared>,
     cache: Option<Arc<DirectoryCache>>,
@@ -214,10 +212,9 @@ impl Root {
             placed: Some(Placed {
                 place,
                 name: name.clone(),
-                mounted: false,
                 shared,
                 closed,
-                apart: Vec::new(),
+                mounts: Vec::new(),
                 cache,
                 _pins: pins,
                 _hold: request.hold.clone(),
@@ -262,34 +259,24 @@ impl Placed {
         let Some(cache) = &self.cache else {
             return Ok(());
         };
-        if self.shared.is_empty() {
-            // Outputs are renamed into the store, which cannot be done out of another mount: the root stays in that of the store.
-            for path in &self.closed {
-                self.apart.push(mounts::close_and_open(&root.join(path))?);
-            }
-            return Ok(());
-        }
-        // Over itself, so that everything goes with one mount.
-        mounts::attach(mounts::clone(root)?, root)?;
-        self.mounted = true;
-        // First, as parts may lie in them.
+        // Each a mount of its own, and the root stays in that of the store: out of another no output could be renamed into it.
+        // First these, as parts may lie in them.
         for path in &self.closed {
-            mounts::close(&root.join(path))?;
+            self.mounts.push(mounts::close(&root.join(path))?);
         }
         for part in &self.shared {
-            cache.show(&self.place, request, part, root)?;
+            let shown = cache.show(&self.place, request, part, root)?;
+            self.mounts.push(shown);
         }
         Ok(())
     }
 
     fn remove(self) -> Result<(), InputError> {
-        if self.mounted {
-            let root = self.place.dir.join(&self.name);
-            mounts::detach(&root).map_err(failed("unmount", &self.name))?;
-        }
-        for mount in &self.apart {
+        for mount in self.mounts.iter().rev() {
             mounts::detach_opened(mount).map_err(failed("unmount a directory of", &self.name))?;
         }
+        // What is open of it is in use.
+        drop(self.mounts);
         let removed = remove::directory(&self.place.fd, &self.name);
         drop(self.shared);
         if let Some(cache) = &self.cache {

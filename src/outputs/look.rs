@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::names::Names;
 use super::overlay::{self, Place};
 use super::walk::{Link, Walk};
 use super::{OutputError, OutputKind, OutputPath, failed, refused};
@@ -15,8 +16,8 @@ use crate::tree::{self, check_name, quote};
 /// What kind of output is at a path.
 #[derive(Debug)]
 pub(super) enum Thing {
-    /// As it was when it was looked at.
-    File(Box<Stat>),
+    /// As it was when it was looked at; nothing if only a listing told of it.
+    File(Option<Box<Stat>>),
     /// A file of the tree that the command left alone.
     Given,
     Directory,
@@ -32,23 +33,32 @@ pub(super) fn look<'o>(
     sorted.sort_by_key(|output| &*output.within_root);
     let mut there: BTreeMap<&str, Thing> = BTreeMap::new();
     // Outputs of one directory are neighbours now: it is opened once for all of them.
-    let mut parent: Option<(&str, Option<Place>)> = None;
-    for output in sorted {
+    let mut parent: Option<(&str, Option<(Place, Option<Names>)>)> = None;
+    for (at, output) in sorted.iter().enumerate() {
         let path = &*output.within_root;
         if !there.contains_key(path) {
-            let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let (above, name) = split(path);
             for part in path.split('/').filter(|_| !path.is_empty()) {
                 check_name(part)
                     .map_err(|why| refused(path, format!("has a bad path: {part:?} {why}")))?;
             }
             if parent.as_ref().is_none_or(|(at, _)| *at != above) {
-                parent = Some((above, enter(walk, above, path)?));
+                let place = enter(walk, above, path)?.map(|place| {
+                    let siblings = { sorted[at..].iter() }
+                        .take_while(|next| split(&next.within_root).0 == above)
+                        .count();
+                    let names = { place.upper.as_ref() }.and_then(|fd| Names::of(fd, siblings));
+                    (place, names)
+                });
+                parent = Some((above, place));
             }
-            let Some((_, Some(place))) = &parent else {
+            let Some((_, Some((place, names)))) = &parent else {
                 continue;
             };
             let thing = if path.is_empty() {
                 Some(Thing::Directory)
+            } else if names.as_ref().is_some_and(|names| names.is_file(name)) {
+                Some(Thing::File(None))
             } else {
                 examine_layers(walk, place, name, path)?
             };
@@ -62,6 +72,11 @@ pub(super) fn look<'o>(
         }
     }
     Ok(there)
+}
+
+/// The path of the directory that something is in, and its name there.
+pub(super) fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
 }
 
 /// The directory that an output is in; `None` if there is no such directory.
@@ -130,7 +145,7 @@ fn thing(
     stat: Stat,
 ) -> Result<Thing, OutputError> {
     Ok(match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Thing::File(Box::new(stat)),
+        FileType::RegularFile => Thing::File(Some(Box::new(stat))),
         FileType::Directory => Thing::Directory,
         FileType::Symlink => Thing::Symlink(walk.link(directory, name, path, &stat)?),
         _ => return Err(refused(path, special(&stat))),

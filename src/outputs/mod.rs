@@ -7,6 +7,7 @@
 
 mod describe;
 mod look;
+mod names;
 mod open;
 mod overlay;
 mod properties;
@@ -169,7 +170,7 @@ pub fn collect_and_hold(
         match thing {
             look::Thing::Directory => {}
             look::Thing::File(stat) => {
-                nodes.insert(*path, walk.file(path, stat)?);
+                nodes.insert(*path, walk.file(path, stat.as_deref())?);
             }
             look::Thing::Given => {
                 nodes.insert(*path, walk.untouched(path)?);

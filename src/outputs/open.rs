@@ -28,13 +28,22 @@ pub(super) fn directory(root: &OwnedFd, path: &str) -> Result<OwnedFd, OutputErr
         .map_err(|error| unreachable(error, path))
 }
 
-/// Opens a file that was just looked at, and makes sure that it is the same one; gives what it is now.
+/// An open file.
+pub(super) struct Opened {
+    pub(super) file: File,
+    pub(super) stat: Stat,
+    /// The same as the command left it, if it had to be made readable since.
+    pub(super) left: Option<Stat>,
+}
+
+/// Opens a file. One that was looked at must be the same.
 pub(super) fn file(
     directory: &OwnedFd,
     name: &str,
     path: &str,
-    looked_at: &Stat,
-) -> Result<(File, Stat), OutputError> {
+    looked_at: Option<&Stat>,
+) -> Result<Opened, OutputError> {
+    let mut left = None;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     // The time of the last access would be written to the journal, for each file that is hashed.
     let file = beneath::entry(directory, name, flags | OFlags::NOATIME)
@@ -46,19 +55,25 @@ pub(super) fn file(
         .or_else(|error| match error {
             Errno::ACCESS => {
                 let found = beneath::entry(directory, name, OFlags::PATH | OFlags::NOFOLLOW)?;
-                let mode = Mode::from_raw_mode(looked_at.st_mode & 0o777) | Mode::RUSR;
+                let stat = rustix::fs::fstat(&found)?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    return Err(error);
+                }
+                let mode = Mode::from_raw_mode(stat.st_mode & 0o777) | Mode::RUSR;
                 beneath::regain(&found, mode)?;
+                left = Some(stat);
                 beneath::entry(directory, name, flags)
             }
             error => Err(error),
         })
         .map_err(|error| unreachable(error, path))?;
     let stat = rustix::fs::fstat(&file).map_err(failed("look at", path))?;
-    if id(&stat) != id(looked_at) || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
-    {
+    let same = looked_at.is_none_or(|looked_at| id(&stat) == id(looked_at));
+    if !same || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(refused(path, "changed while it was collected"));
     }
-    Ok((file.into(), stat))
+    let file = file.into();
+    Ok(Opened { file, stat, left })
 }
 
 /// Makes a directory of ours usable again that the command made read-only: files are moved out of it.

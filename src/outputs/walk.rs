@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
-use super::look::{target, unreachable, what};
+use super::look::{split, target, unreachable, what};
 use super::open::{self, id};
 use super::properties::{Reported, Wanted};
 use super::take::{Pending, Take, Taken};
@@ -158,13 +158,13 @@ impl<'r> Walk<'r> {
         Ok(Node::Directory(number))
     }
 
-    /// The file at `path`, which was looked at.
-    pub(super) fn file(&mut self, path: &str, stat: &Stat) -> Result<Node, OutputError> {
+    /// The file at `path`, as it was when it was looked at.
+    pub(super) fn file(&mut self, path: &str, stat: Option<&Stat>) -> Result<Node, OutputError> {
         if let Some(node) = self.known(path) {
             return Ok(node);
         }
         self.count(path)?;
-        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let (above, name) = split(path);
         let directory = match &self.parent {
             Some((at, fd)) if at == above => fd.clone(),
             _ => {
@@ -288,7 +288,7 @@ impl<'r> Walk<'r> {
         }
         self.count(&path)?;
         let node = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => self.take_file(directory, name, &path, &stat)?,
+            FileType::RegularFile => self.take_file(directory, name, &path, Some(&stat))?,
             FileType::Symlink => Node::Symlink(self.link(directory, name, &path, &stat)?),
             FileType::Directory => {
                 let merged = lower.and_then(|lower| lower.subdirectory(name));
@@ -423,12 +423,15 @@ impl<'r> Walk<'r> {
         directory: &Rc<OwnedFd>,
         name: &str,
         path: &str,
-        stat: &Stat,
+        looked_at: Option<&Stat>,
     ) -> Result<Node, OutputError> {
-        if stat.st_nlink > 1
-            && let Some(number) = self.linked.get(&id(stat))
-        {
-            return Ok(Node::File(*number));
+        if let Some(node) = looked_at.and_then(|stat| self.by_other_name(stat)) {
+            return Ok(node);
+        }
+        let opened = open::file(directory, name, path, looked_at)?;
+        let stat = opened.left.as_ref().unwrap_or(&opened.stat);
+        if let Some(node) = self.by_other_name(stat) {
+            return Ok(node);
         }
         let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
         self.weigh(path, size)?;
@@ -440,7 +443,6 @@ impl<'r> Walk<'r> {
             );
             return Err(beyond(path, problem));
         }
-        let (file, opened) = open::file(directory, name, path, stat)?;
         let number = self.found.files.len();
         if stat.st_nlink > 1 {
             self.linked.insert(id(stat), number);
@@ -452,8 +454,8 @@ impl<'r> Walk<'r> {
         });
         let pending = Pending {
             number,
-            file,
-            stat: opened,
+            file: opened.file,
+            stat: opened.stat,
             directory: directory.clone(),
             name: name.into(),
             path: path.into(),
@@ -461,6 +463,14 @@ impl<'r> Walk<'r> {
         };
         self.take.push(pending, &mut self.found)?;
         Ok(Node::File(number))
+    }
+
+    /// What was already taken under another name.
+    fn by_other_name(&self, stat: &Stat) -> Option<Node> {
+        if stat.st_nlink < 2 {
+            return None;
+        }
+        self.linked.get(&id(stat)).copied().map(Node::File)
     }
 
     fn weigh(&mut self, path: &str, size: u64) -> Result<(), OutputError> {

@@ -110,23 +110,29 @@ pub(super) fn show_read_only(source: &Path, target: &Path) -> Result<(), InputEr
 }
 
 /// Lets nobody write through the mount at `target`.
-pub(in crate::inputs) fn make_read_only(target: &Path) -> Result<(), InputError> {
+pub(super) fn make_read_only(target: &Path) -> Result<(), InputError> {
     let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     mount_remount(target, flags, "").map_err(failed("make read-only", target.display()))
 }
 
 /// Mounts what is seen at a directory there once more, and lets nobody write to it.
-pub(in crate::inputs) fn close(directory: &Path) -> Result<(), InputError> {
-    attach(clone(directory)?, directory)?;
-    make_read_only(directory)
+pub(in crate::inputs) fn close(directory: &Path) -> Result<OwnedFd, InputError> {
+    close_at(directory, directory)
 }
 
-/// The same, and a descriptor of that mount, by which it can be [`detach_opened`] wherever it has gone meanwhile.
-pub(in crate::inputs) fn close_and_open(directory: &Path) -> Result<OwnedFd, InputError> {
-    close(directory)?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, directory, flags, Mode::empty())
-        .map_err(failed("open", directory.display()))
+/// Mounts what is seen at `source` at `at`, and lets nobody write to it. Gives a descriptor of that mount, by which it can be
+/// [`detach_opened`] wherever it has gone meanwhile; nothing is mounted if this fails.
+pub(in crate::inputs) fn close_at(source: &Path, at: &Path) -> Result<OwnedFd, InputError> {
+    let mount = clone(source)?;
+    attach(&mount, at)?;
+    match make_read_only(at) {
+        Ok(()) => Ok(mount),
+        Err(error) => {
+            // The first error is the one to report.
+            let _ = detach_opened(&mount);
+            Err(error)
+        }
+    }
 }
 
 /// Takes away the mount of whose root this is a descriptor.

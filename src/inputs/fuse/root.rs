@@ -120,8 +120,10 @@ impl Root {
                 true => Vec::new(),
                 false => plan::closed(subtree, ways, &request.outputs),
             };
-            let mut closed = closed.iter();
-            return closed.try_for_each(|part| mounts::close(&self.path.join(&part.path)));
+            for part in &closed {
+                mounts::close(&self.path.join(&part.path))?;
+            }
+            return Ok(());
         }
         let plan::Plan { closed, parts } = match request.writable {
             true => plan::Plan::default(),

@@ -98,14 +98,14 @@ impl DirectoryCache {
         (parts, closed)
     }
 
-    /// Mounts a part at its path below `root`, after it was put on disk if it was not.
+    /// Mounts a part at its path below `root`, after it was put on disk if it was not, and opens that mount.
     pub(super) fn show(
         &self,
         place: &Place,
         request: &StageRequest,
         part: &Shared,
         root: &std::path::Path,
-    ) -> Result<(), InputError> {
+    ) -> Result<OwnedFd, InputError> {
         let at = self.dir.join(&part.kept.name);
         {
             let mut made = part.kept.made.lock();
@@ -114,9 +114,7 @@ impl DirectoryCache {
                 *made = true;
             }
         }
-        let shown = root.join(&part.path);
-        mounts::attach(mounts::clone(&at)?, &shown)?;
-        mounts::make_read_only(&shown)
+        mounts::close_at(&at, &root.join(&part.path))
     }
 
     fn make(&self, place: &Place, request: &StageRequest, part: &Shared) -> Result<(), InputError> {
