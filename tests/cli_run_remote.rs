@@ -131,6 +131,66 @@ async fn a_forgotten_operation_is_asked_for_anew() {
     );
 }
 
+/// The server knows no CancelOperation, or has not said yet how it calls the execution.
+#[tokio::test]
+async fn an_interrupted_run_claims_no_cancel_that_nobody_has_granted() {
+    for named in [true, false] {
+        let place = Place::new();
+        if named {
+            place.script.turn(vec![executing("")], Ok(()));
+        }
+        // Never opened: it goes on and on.
+        place.script.gated_turn(vec![executing("")]);
+        let run = place.start(&[]);
+        let last = match named {
+            true => format!("wait {OPERATION}"),
+            false => "execute".to_owned(),
+        };
+        let asked = async {
+            while place.calls().last() != Some(&last) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), asked)
+            .await
+            .expect("it is not waited for");
+        let pid = rustix::process::Pid::from_raw(run.id().unwrap() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(60), run.wait_with_output())
+            .await
+            .expect("it does not end")
+            .unwrap();
+        let err = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(130), "{err}");
+        assert!(err.contains("the command may still run"), "{err}");
+        assert_eq!(err.contains("could not be cancelled"), named, "{err}");
+    }
+}
+
+#[tokio::test]
+async fn a_report_of_an_absurd_size_is_refused_unread() {
+    let place = Place::new();
+    let mut report = place.script.blob(b"report", b"report");
+    report.size_bytes = (256 << 20) + 1;
+    let response = re::ExecuteResponse {
+        result: Some(exits(0, "")),
+        server_logs: [(
+            boxwright::action::INPUT_REPORT_LOG.to_owned(),
+            re::LogFile {
+                digest: Some(report),
+                human_readable: true,
+            },
+        )]
+        .into(),
+        ..Default::default()
+    };
+    place.script.turn(vec![done(response)], Ok(()));
+    let ended = place.run(&["--input-report", "report"]).await;
+    assert_eq!(ended.code, Some(65), "{}", ended.err);
+    assert!(ended.err.contains("is not fetched"), "{}", ended.err);
+    assert!(!place.dir.path().join("report").exists());
+}
+
 #[tokio::test]
 async fn a_refusal_is_not_tried_again() {
     let place = Place::new();

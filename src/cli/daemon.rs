@@ -209,13 +209,7 @@ impl Engine {
             tokio::select! {
                 // It is the one who reads the wishes: it goes first, and is never waited for.
                 biased;
-                end = &mut working => return match (unfit, end) {
-                    (Some(why), WorkerEnd::Drained) => WorkerEnd::Unfit(why),
-                    (Some(why), WorkerEnd::LeftUnheard { unreported }) => WorkerEnd::Unfit(format!(
-                        "{why}; the scheduler did not answer, and has no result of {unreported} actions that had finished"
-                    )),
-                    (_, end) => end,
-                },
+                end = &mut working => return concluded(unfit, end),
                 Some(wanted) = stop.recv() => {
                     // As many as there is room for end it whatever runs.
                     let _ = wish.try_send(wanted);
@@ -233,6 +227,17 @@ impl Engine {
     pub(super) async fn close(self) -> Result<(), Failure> {
         self.runner.settle().await;
         super::blobs::blocking(move || Ok(self.store.close()?)).await
+    }
+}
+
+/// How a daemon ends that could show no inputs any more, if it could not: it is started again only if that is what is said.
+fn concluded(unfit: Option<String>, end: WorkerEnd) -> WorkerEnd {
+    match (unfit, end) {
+        (Some(why), WorkerEnd::Drained) => WorkerEnd::Unfit(why),
+        (Some(why), WorkerEnd::LeftUnheard { unreported }) => WorkerEnd::Unfit(format!(
+            "{why}; the scheduler did not answer, and has no result of {unreported} actions that had finished"
+        )),
+        (_, end) => end,
     }
 }
 
@@ -435,6 +440,27 @@ pub(super) fn ended(end: WorkerEnd) -> super::Done {
 mod tests {
     use super::*;
     use crate::config::units::Amount;
+
+    #[test]
+    fn one_that_can_show_no_inputs_says_so_whether_the_scheduler_hears_it_or_not() {
+        let broken = || Some("FUSE is gone".to_owned());
+        let heard = concluded(broken(), WorkerEnd::Drained);
+        assert_eq!(heard, WorkerEnd::Unfit("FUSE is gone".to_owned()));
+        let unheard = WorkerEnd::LeftUnheard { unreported: 2 };
+        match concluded(broken(), unheard.clone()) {
+            WorkerEnd::Unfit(why) => {
+                assert!(
+                    why.contains("FUSE is gone") && why.contains("2 actions"),
+                    "{why}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(concluded(None, unheard.clone()), unheard);
+        // Another one would be refused too.
+        let refused = WorkerEnd::Fatal("no such instance".to_owned());
+        assert_eq!(concluded(broken(), refused.clone()), refused);
+    }
 
     #[test]
     fn shares_are_of_the_file_system() {
