@@ -24,6 +24,12 @@ pub(super) enum Thing {
     Symlink(Link),
 }
 
+/// The directory that an output is in, and what a listing says of it.
+struct Parent {
+    place: Place,
+    names: Option<Names>,
+}
+
 /// Looks at every declared path once; those where nothing is are left out. An outer path comes before those below it.
 pub(super) fn look<'o>(
     walk: &Walk<'_>,
@@ -33,7 +39,7 @@ pub(super) fn look<'o>(
     sorted.sort_by_key(|output| &*output.within_root);
     let mut there: BTreeMap<&str, Thing> = BTreeMap::new();
     // Outputs of one directory are neighbours now: it is opened once for all of them.
-    let mut parent: Option<(&str, Option<(Place, Option<Names>)>)> = None;
+    let mut parent: Option<(&str, Option<Parent>)> = None;
     for (at, output) in sorted.iter().enumerate() {
         let path = &*output.within_root;
         if !there.contains_key(path) {
@@ -43,24 +49,24 @@ pub(super) fn look<'o>(
                     .map_err(|why| refused(path, format!("has a bad path: {part:?} {why}")))?;
             }
             if parent.as_ref().is_none_or(|(at, _)| *at != above) {
-                let place = enter(walk, above, path)?.map(|place| {
+                let entered = enter(walk, above, path)?.map(|place| {
                     let siblings = { sorted[at..].iter() }
                         .take_while(|next| split(&next.within_root).0 == above)
                         .count();
                     let names = { place.upper.as_ref() }.and_then(|fd| Names::of(fd, siblings));
-                    (place, names)
+                    Parent { place, names }
                 });
-                parent = Some((above, place));
+                parent = Some((above, entered));
             }
-            let Some((_, Some((place, names)))) = &parent else {
+            let Some((_, Some(parent))) = &parent else {
                 continue;
             };
             let thing = if path.is_empty() {
                 Some(Thing::Directory)
-            } else if names.as_ref().is_some_and(|names| names.is_file(name)) {
+            } else if { parent.names.as_ref() }.is_some_and(|names| names.is_file(name)) {
                 Some(Thing::File(None))
             } else {
-                examine_layers(walk, place, name, path)?
+                examine_layers(walk, &parent.place, name, path)?
             };
             match thing {
                 Some(thing) => there.insert(path, thing),
