@@ -276,7 +276,7 @@ impl Runner {
     }
 
     pub(super) fn ending_of_inputs(&self, error: InputError, resolved: &Resolved) -> Ending {
-        let whole = self.parts.inputs.name() != "fuse";
+        let whole = !self.parts.inputs.lazy();
         from_inputs(error, &resolved.tree, self.parts.cas.local(), whole)
     }
 }

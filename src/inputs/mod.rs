@@ -135,6 +135,8 @@ pub trait StagedRoot: Send + Sync {
 pub trait InputRoots: Send + Sync {
     /// What to call it in logs and worker properties.
     fn name(&self) -> &'static str;
+    /// Whether a file is fetched only when it is read: then not all inputs of an action need be in the store at the same time.
+    fn lazy(&self) -> bool;
     /// Makes the tree visible. When this returns, every file is there to be read; reading it may mean to fetch it first.
     async fn stage(&self, request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError>;
     /// Waits until no input root can be shown any more, and says why; for ever where that cannot be.

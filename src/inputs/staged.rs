@@ -124,6 +124,10 @@ impl InputRoots for Staged {
         "staged"
     }
 
+    fn lazy(&self) -> bool {
+        false
+    }
+
     async fn stage(&self, request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError> {
         let request = Arc::new(request);
         let pins = self.fetch(&request).await?;

@@ -220,6 +220,10 @@ impl InputRoots for FuseRoots {
         "fuse"
     }
 
+    fn lazy(&self) -> bool {
+        true
+    }
+
     async fn stage(&self, request: StageRequest) -> Result<Box<dyn StagedRoot>, InputError> {
         let (shared, subtrees, action) =
             (self.shared.clone(), self.subtrees.clone(), self.number());

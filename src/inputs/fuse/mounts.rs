@@ -139,7 +139,11 @@ pub(in crate::inputs) fn close_at(source: &Path, at: &Path) -> Result<OwnedFd, I
 pub(in crate::inputs) fn detach_opened(mount: &OwnedFd) -> rustix::io::Result<()> {
     // The kernel follows it to the very mount.
     let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
-    unmount(path, UnmountFlags::DETACH)
+    match unmount(path, UnmountFlags::DETACH) {
+        // It is gone: the kernel takes mounts off a directory that is removed elsewhere.
+        Err(Errno::INVAL) => Ok(()),
+        other => other,
+    }
 }
 
 /// Takes away what is mounted at `path` with everything below, now for everybody new and later for who is in it.
