@@ -438,6 +438,10 @@ async fn paths_lead_to_what_the_tree_has() {
     assert!(tree.lookup("run/below").is_none());
     // One content in two kinds, and no empty blob.
     assert_eq!(tree.blobs().len(), 3);
+    // As many as fit, and one more.
+    let within = |bytes| tree.paths_within(&[blob("b"), blob("a")], bytes);
+    assert_eq!(within(2), [(blob("a"), "run".to_owned())].into());
+    assert_eq!(within(3).len(), 2);
     let paths = tree.paths_of(&[blob("b"), blob("elsewhere")]);
     assert_eq!(paths.len(), 1);
     assert_eq!(paths[&blob("b")], "src/sub/b.c");

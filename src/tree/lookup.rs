@@ -85,6 +85,13 @@ impl Tree {
 
     /// One path for each of these blobs that the tree holds as a file, found in one walk.
     pub fn paths_of(&self, digests: &[Digest]) -> HashMap<Digest, String> {
+        self.paths_within(digests, usize::MAX)
+    }
+
+    /// The same of as many as have so many bytes of paths together, and perhaps one more: a path may be as long as the tree is deep. What
+    /// lies higher comes first.
+    pub fn paths_within(&self, digests: &[Digest], bytes: usize) -> HashMap<Digest, String> {
+        let mut left = Some(bytes);
         let mut wanted: HashSet<Digest> = digests.iter().copied().collect();
         let mut found = HashMap::new();
         // Each distinct directory is looked at once, under the path where it is met first.
@@ -100,10 +107,12 @@ impl Tree {
             };
             for file in &directory.files {
                 if wanted.remove(&file.digest) {
-                    found.insert(
-                        file.digest,
-                        path_to(&parents, self.root, digest, &file.name),
-                    );
+                    let path = path_to(&parents, self.root, digest, &file.name);
+                    left = left.and_then(|left| left.checked_sub(path.len()));
+                    found.insert(file.digest, path);
+                    if left.is_none() {
+                        return found;
+                    }
                 }
             }
             for child in &directory.directories {

@@ -21,6 +21,8 @@ use crate::tree::Tree;
 
 /// Paths of one shape.
 const PATHS: usize = 8192;
+/// Bytes of them that are learnt of one command, whose paths may be as long as its tree is deep.
+const SHAPE_BYTES: usize = 2 << 20;
 /// Bytes of all paths.
 const BYTES: usize = 8 << 20;
 /// A path is forgotten when so many commands in a row did not read it.
@@ -88,7 +90,8 @@ impl Profiles {
 
     /// Remembers what a command of these shapes has read of its tree.
     pub(super) fn learn(&self, shapes: &[u64], tree: &Tree, read: &[Digest]) {
-        let paths = tree.paths_of(read);
+        let read = &read[..read.len().min(PATHS)];
+        let paths = tree.paths_within(read, SHAPE_BYTES);
         let read: Vec<&str> = { read.iter() }
             .filter_map(|digest| paths.get(digest).map(String::as_str))
             .collect();
