@@ -168,12 +168,20 @@ async fn an_interrupted_run_claims_no_cancel_that_nobody_has_granted() {
 }
 
 #[tokio::test]
-async fn a_report_of_an_absurd_size_is_refused_unread() {
+async fn a_report_of_an_absurd_size_is_refused_unread_and_costs_no_output() {
     let place = Place::new();
+    let made = re::OutputFile {
+        path: "out".into(),
+        digest: Some(place.script.blob(b"made", b"made")),
+        ..Default::default()
+    };
     let mut report = place.script.blob(b"report", b"report");
     report.size_bytes = (256 << 20) + 1;
     let response = re::ExecuteResponse {
-        result: Some(exits(0, "")),
+        result: Some(re::ActionResult {
+            output_files: vec![made],
+            ..exits(0, "")
+        }),
         server_logs: [(
             boxwright::action::INPUT_REPORT_LOG.to_owned(),
             re::LogFile {
@@ -185,9 +193,12 @@ async fn a_report_of_an_absurd_size_is_refused_unread() {
         ..Default::default()
     };
     place.script.turn(vec![done(response)], Ok(()));
-    let ended = place.run(&["--input-report", "report"]).await;
+    let flags = ["--input-report", "report", "--output", "out"];
+    let ended = place.run(&flags).await;
     assert_eq!(ended.code, Some(65), "{}", ended.err);
     assert!(ended.err.contains("is not fetched"), "{}", ended.err);
+    let made = std::fs::read(place.dir.path().join("out")).unwrap();
+    assert_eq!(made, b"made");
     assert!(!place.dir.path().join("report").exists());
 }
 

@@ -318,6 +318,48 @@ async fn what_may_not_be_written_goes_with_its_root_wherever_a_command_moved_it(
     mount(&["umount"]);
 }
 
+/// Descriptors are few: so many mounts go with one over the root.
+#[tokio::test]
+async fn many_directories_that_may_not_be_written_take_one_descriptor_and_go_with_their_root() {
+    let Some(world) = World::new() else { return };
+    let cached = world.cached(PLENTY);
+    let small = |n: usize| {
+        let directory = re::Directory {
+            files: world.files(&n.to_string(), 2),
+            ..Default::default()
+        };
+        node(&format!("d{n:02}"), world.directory(&directory))
+    };
+    let root = world.directory(&re::Directory {
+        directories: (0..30).map(small).collect(),
+        ..Default::default()
+    });
+    let table = || std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    // Others of this process come and go.
+    let open = |root: &dyn StagedRoot| {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        { open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()) }
+            .filter(|target| target.starts_with(root.path()))
+            .count()
+    };
+    let before = table().lines().count();
+    let shown = world.stage(&cached, root, &["out"], &["out/made"]).await;
+    assert_eq!(table().lines().count(), before + 31);
+    assert_eq!(open(&*shown), 1);
+    for at in ["d00/new", "d29/new"] {
+        let made = shown.path().join(at);
+        let status = as_other("touch")
+            .arg(made)
+            .stderr(std::process::Stdio::null())
+            .status();
+        assert!(!status.unwrap().success(), "{at}");
+    }
+    let path = shown.path().to_owned();
+    shown.remove().await.unwrap();
+    assert_eq!(table().lines().count(), before, "{}", table());
+    assert!(!path.exists());
+}
+
 #[tokio::test]
 async fn nobody_can_change_what_others_see() {
     let Some(world) = World::new() else { return };

@@ -418,6 +418,25 @@ fn hard_links_are_stored_once_and_spoil_nothing() {
     assert_ne!(std::fs::metadata(stored).unwrap().ino(), inode.ino());
 }
 
+/// The first name is moved away before the last is looked at.
+#[test]
+fn a_file_with_two_names_counts_once_however_many_outputs_lie_between() {
+    let mut world = world();
+    let large = "x".repeat(10_000);
+    world.write("out/a", &large);
+    let mut paths = vec!["out/a".to_owned(), "out/z".to_owned()];
+    for n in 0..200 {
+        world.write(&format!("out/m{n}"), &n.to_string());
+        paths.push(format!("out/m{n}"));
+    }
+    std::fs::hard_link(world.path("out/a"), world.path("out/z")).unwrap();
+    world.request.limits.bytes = 15_000;
+    let paths: Vec<&str> = paths.iter().map(|path| &**path).collect();
+    let collected = world.collect_any(&paths).unwrap();
+    assert_eq!(world.file(&collected.result, "out/z"), large);
+    assert_eq!(collected.result.output_files.len(), 202);
+}
+
 #[test]
 fn files_are_moved_not_copied() {
     let mut world = world();

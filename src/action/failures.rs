@@ -73,7 +73,7 @@ pub(super) fn from_inputs(
     let most = store.largest_blob();
     if let Some(asked) = no_room_for(&error)
         && let Some(needed) = tree.bytes_beyond(most)
-        && (whole || asked > most || fills(tree, store, most))
+        && (whole || asked > most || fills(tree, store, asked, most))
     {
         return Ending::Refused(format!(
             "the inputs of the action have {}, more than the {} that fit into the CAS of this worker \
@@ -92,15 +92,15 @@ pub(super) fn from_inputs(
     }
 }
 
-/// Whether it is this tree that the store is full of. Else it is others', and another time there may be room for what is
-/// read of it.
-fn fills(tree: &Tree, store: &LocalStore, most: u64) -> bool {
+/// Whether there is no room for what this tree has here already and for so many bytes more. Else it is others who fill the store, and
+/// another time there may be room.
+fn fills(tree: &Tree, store: &LocalStore, asked: u64, most: u64) -> bool {
     let digests: HashSet<Digest> = { tree.blobs() }.into_iter().map(|w| w.digest).collect();
     let digests: Vec<Digest> = digests.into_iter().collect();
     let missing: HashSet<Digest> = store.missing(&digests).into_iter().collect();
     let here = { digests.iter() }.filter(|digest| !missing.contains(digest));
     let bytes = here.map(|digest| disk_size(digest.size()));
-    bytes.fold(0, u64::saturating_add) > most / 2
+    bytes.fold(disk_size(asked), u64::saturating_add) > most
 }
 
 /// The bytes that did not fit, if it is that.

@@ -104,7 +104,7 @@ pub(super) fn store(host: &HostConfig) -> Result<Arc<LocalStore>, Failure> {
     // Slots of a root daemon run as other users, who must get through to their input roots.
     std::fs::DirBuilder::new()
         .recursive(true)
-        .mode(0o755)
+        .mode(0o711)
         .create(dir)
         .map_err(failed)?;
     let disk = rustix::fs::statvfs(dir).map_err(|e| failed(e.into()))?;

@@ -38,6 +38,9 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
+/// Mounts of one root that each have an open descriptor: many actions may run, and a process have no more than 1 024 open.
+const MOUNTS: usize = 16;
+
 /// The directory of directories that recur; no root is called so.
 const KEPT: &str = ".kept";
 
@@ -263,21 +266,29 @@ impl Placed {
         let Some(cache) = &self.cache else {
             return Ok(());
         };
-        // Each a mount of its own, and the root stays in that of the store: out of another no output could be renamed into it.
+        // Each a mount of its own, and the root stays in that of the store: out of another no output could be renamed into it. Where that
+        // would take many descriptors the root is mounted over itself, everything goes with that, and outputs are copied.
+        if self.closed.len() + self.shared.len() > MOUNTS {
+            self.mounts.push(mounts::over_itself(root)?);
+        }
+        let apart = self.mounts.is_empty();
         // First these, as parts may lie in them.
         for path in &self.closed {
-            self.mounts.push(mounts::close(&root.join(path))?);
+            let closed = mounts::close(&root.join(path))?;
+            self.mounts.extend(apart.then_some(closed));
         }
         for part in &self.shared {
             let shown = cache.show(&self.place, request, part, root)?;
-            self.mounts.push(shown);
+            self.mounts.extend(apart.then_some(shown));
         }
         Ok(())
     }
 
     fn remove(self) -> Result<(), InputError> {
+        let mut unmounted = Ok(());
         for mount in self.mounts.iter().rev() {
-            mounts::detach_opened(mount).map_err(failed("unmount a directory of", &self.name))?;
+            let gone = mounts::detach_opened(mount);
+            unmounted = unmounted.and(gone.map_err(failed("unmount a directory of", &self.name)));
         }
         // What is open of it is in use.
         drop(self.mounts);
@@ -286,7 +297,7 @@ impl Placed {
         if let Some(cache) = &self.cache {
             cache.shrink();
         }
-        removed
+        unmounted.and(removed)
     }
 }
 

@@ -25,9 +25,9 @@ pub(super) enum Thing {
 }
 
 /// The directory that an output is in, and what a listing says of it.
-struct Parent {
+struct Parent<'o> {
     place: Place,
-    names: Option<Names>,
+    names: Option<Names<'o>>,
 }
 
 /// Looks at every declared path once; those where nothing is are left out. An outer path comes before those below it.
@@ -39,7 +39,7 @@ pub(super) fn look<'o>(
     sorted.sort_by_key(|output| &*output.within_root);
     let mut there: BTreeMap<&str, Thing> = BTreeMap::new();
     // Outputs of one directory are neighbours now: it is opened once for all of them.
-    let mut parent: Option<(&str, Option<Parent>)> = None;
+    let mut parent: Option<(&str, Option<Parent<'o>>)> = None;
     for (at, output) in sorted.iter().enumerate() {
         let path = &*output.within_root;
         if !there.contains_key(path) {
@@ -51,8 +51,9 @@ pub(super) fn look<'o>(
             if parent.as_ref().is_none_or(|(at, _)| *at != above) {
                 let entered = enter(walk, above, path)?.map(|place| {
                     let siblings = { sorted[at..].iter() }
-                        .take_while(|next| split(&next.within_root).0 == above)
-                        .count();
+                        .map(|next| split(&next.within_root))
+                        .take_while(|(directory, _)| *directory == above)
+                        .map(|(_, name)| name);
                     let names = { place.upper.as_ref() }.and_then(|fd| Names::of(fd, siblings));
                     Parent { place, names }
                 });

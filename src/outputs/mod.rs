@@ -2,7 +2,7 @@
 //! opened beneath the root without following links, hashed, and moved into the local store.
 //!
 //! The tree is taken to be hostile even so: no link in it is followed, no pipe or device is opened, no mount
-//! entered, and sizes are bounded before anything is read. Each directory is listed once, however many declared outputs
+//! entered, and sizes are bounded before anything is read. Files are taken from a directory by one listing, however many declared outputs
 //! lie in it, because a file that the store has taken over is no longer there to be found again.
 
 mod describe;

@@ -1,6 +1,6 @@
 //! What kinds of things are in a directory of which many entries are declared: to list it costs less than to look at each.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{FileType, Mode, OFlags, RawDir};
@@ -10,38 +10,46 @@ const MANY: usize = 16;
 /// Of a directory with more entries for each declared one than this, most would be listed for nothing.
 const STRANGERS: usize = 4;
 
-/// The entries of a directory whose names are UTF-8.
-pub(super) struct Names(HashMap<Box<str>, FileType>);
+/// Those of the declared entries of a directory that are regular files, as a listing says.
+pub(super) struct Names<'o>(HashSet<&'o str>);
 
-impl Names {
-    /// Lists the directory, if that is worth it for so many declared entries and can be done.
-    pub(super) fn of(directory: &OwnedFd, declared: usize) -> Option<Names> {
-        if declared < MANY {
+impl<'o> Names<'o> {
+    /// Lists the directory, if that is worth it for what is declared in it and can be done.
+    pub(super) fn of(
+        directory: &OwnedFd,
+        declared: impl Iterator<Item = &'o str>,
+    ) -> Option<Names<'o>> {
+        let declared: HashSet<&str> = declared.collect();
+        if declared.len() < MANY {
             return None;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         // One that may not be listed can still be looked into.
         let open = rustix::fs::openat(directory, ".", flags, Mode::empty()).ok()?;
-        let mut names = HashMap::with_capacity(declared);
+        let mut files = HashSet::with_capacity(declared.len());
         let mut buffer = Vec::with_capacity(32 << 10);
         let mut listing = RawDir::new(&open, buffer.spare_capacity_mut());
         let mut seen = 0;
         while let Some(entry) = listing.next() {
             let entry = entry.ok()?;
             seen += 1;
-            if seen > declared.saturating_mul(STRANGERS) {
+            if seen > declared.len().saturating_mul(STRANGERS) {
                 return None;
             }
-            if let Ok(name) = entry.file_name().to_str() {
-                names.insert(name.into(), entry.file_type());
+            // How long and how many the other names are is the command's choice.
+            if entry.file_type() == FileType::RegularFile
+                && let Ok(name) = entry.file_name().to_str()
+                && let Some(name) = declared.get(name)
+            {
+                files.insert(*name);
             }
         }
-        Some(Names(names))
+        Some(Names(files))
     }
 
     /// Whether a regular file has the name. Nothing follows from `false`: some file systems do not tell in a listing.
     pub(super) fn is_file(&self, name: &str) -> bool {
-        self.0.get(name) == Some(&FileType::RegularFile)
+        self.0.contains(name)
     }
 }
 
@@ -57,14 +65,18 @@ mod tests {
     #[test]
     fn files_are_known_by_a_listing_and_nothing_else_is() {
         let dir = tempfile::tempdir().unwrap();
-        for n in 0..MANY {
-            std::fs::write(dir.path().join(format!("file-{n}")), "").unwrap();
+        let mut names: Vec<String> = (0..MANY).map(|n| format!("file-{n}")).collect();
+        for name in &names {
+            std::fs::write(dir.path().join(name), "").unwrap();
         }
+        std::fs::write(dir.path().join("stranger"), "").unwrap();
         std::fs::create_dir(dir.path().join("directory")).unwrap();
         std::os::unix::fs::symlink("file-1", dir.path().join("link")).unwrap();
-        let names = Names::of(&open(dir.path()), MANY).unwrap();
+        let others = ["directory", "link", "absent", "."];
+        names.extend(others.map(str::to_owned));
+        let names = Names::of(&open(dir.path()), names.iter().map(|name| &**name)).unwrap();
         assert!(names.is_file("file-0"));
-        for other in ["directory", "link", "absent", ".", ".."] {
+        for other in others.into_iter().chain(["stranger"]) {
             assert!(!names.is_file(other), "{other}");
         }
     }
@@ -72,11 +84,16 @@ mod tests {
     #[test]
     fn a_directory_of_many_strangers_is_not_listed_to_its_end() {
         let dir = tempfile::tempdir().unwrap();
-        for n in 0..=MANY * STRANGERS {
-            std::fs::write(dir.path().join(n.to_string()), "").unwrap();
+        let names: Vec<String> = (0..=MANY * STRANGERS).map(|n| n.to_string()).collect();
+        for name in &names {
+            std::fs::write(dir.path().join(name), "").unwrap();
         }
-        assert!(Names::of(&open(dir.path()), MANY).is_none());
-        assert!(Names::of(&open(dir.path()), MANY - 1).is_none());
-        assert!(Names::of(&open(dir.path()), 2 * MANY).is_some());
+        let of = |declared| {
+            let declared = names.iter().take(declared).map(|name| &**name);
+            Names::of(&open(dir.path()), declared)
+        };
+        assert!(of(MANY).is_none());
+        assert!(of(MANY - 1).is_none());
+        assert!(of(2 * MANY).is_some());
     }
 }

@@ -467,7 +467,8 @@ impl<'r> Walk<'r> {
 
     /// What was already taken under another name.
     fn by_other_name(&self, stat: &Stat) -> Option<Node> {
-        if stat.st_nlink < 2 {
+        // It may be the last one by now: the first was moved away.
+        if self.linked.is_empty() {
             return None;
         }
         self.linked.get(&id(stat)).copied().map(Node::File)

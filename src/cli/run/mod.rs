@@ -340,7 +340,6 @@ impl RunCommand {
         if let Some(failure) = failure {
             return Err(failure);
         }
-        reported?;
         let plan = outputs::plan(cas, function, &result, &self.outputs).await?;
         let lacking = outputs::lacking(&result, &self.outputs);
         plan.write(cas, &self.output_dir, progress).await?;
@@ -348,6 +347,8 @@ impl RunCommand {
         if !lacking.is_empty() && !self.quiet {
             eprintln!("boxwright: the command did not make {}", lacking.join(", "));
         }
+        // Neither costs the outputs.
+        reported?;
         shown?;
         Ok(exit_code(result.exit_code))
     }

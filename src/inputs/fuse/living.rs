@@ -19,7 +19,8 @@ pub(super) struct Living<T> {
 struct All<T> {
     by_digest: HashMap<Digest, Weak<T>>,
     files: u64,
-    bytes: u64,
+    /// As they are claimed: no sum of them must lose track.
+    bytes: u128,
 }
 
 impl<T> Default for Living<T> {
@@ -48,7 +49,7 @@ impl<T> Living<T> {
     pub(super) fn put(&self, digest: Digest, directory: &Directory, held: &Arc<T>) {
         let mut all = self.all.lock();
         all.files += directory.files.len() as u64;
-        all.bytes = all.bytes.saturating_add(bytes(directory));
+        all.bytes += u128::from(bytes(directory));
         all.by_digest.insert(digest, Arc::downgrade(held));
     }
 
@@ -56,7 +57,7 @@ impl<T> Living<T> {
     pub(super) fn gone(&self, digest: Digest, directory: &Directory) {
         let mut all = self.all.lock();
         all.files -= directory.files.len() as u64;
-        all.bytes = all.bytes.saturating_sub(bytes(directory));
+        all.bytes -= u128::from(bytes(directory));
         // Another of the same digest may have been made since this one could not be had any more.
         if let Some(held) = all.by_digest.get(&digest)
             && held.strong_count() == 0
@@ -67,7 +68,9 @@ impl<T> Living<T> {
 
     fn exceeds(&self, most: Bounds) -> bool {
         let all = self.all.lock();
-        all.by_digest.len() > most.directories || all.files > most.files || all.bytes > most.bytes
+        all.by_digest.len() > most.directories
+            || all.files > most.files
+            || all.bytes > most.bytes.into()
     }
 }
 

@@ -135,6 +135,13 @@ pub(in crate::inputs) fn close_at(source: &Path, at: &Path) -> Result<OwnedFd, I
     }
 }
 
+/// Mounts what is seen at a directory there once more, with all mounts below it, and opens that.
+pub(in crate::inputs) fn over_itself(directory: &Path) -> Result<OwnedFd, InputError> {
+    let mount = clone(directory)?;
+    attach(&mount, directory)?;
+    Ok(mount)
+}
+
 /// Takes away the mount of whose root this is a descriptor.
 pub(in crate::inputs) fn detach_opened(mount: &OwnedFd) -> rustix::io::Result<()> {
     // The kernel follows it to the very mount.

@@ -16,6 +16,8 @@ use super::upper::Way;
 
 /// Directories that an action may not change, and as many parts in them.
 const MOST: usize = 64;
+/// Bytes of a path that is still mounted at: the kernel takes no longer one than 4 096, with what is above the root.
+const LONGEST: usize = 3000;
 /// Nodes from which a known subtree is worth a mount.
 const KNOWN: u64 = 3;
 /// The same for one that no earlier action had: a smaller one is shared when the second action brings it.
@@ -80,7 +82,7 @@ pub(super) fn closed(root: &Arc<Subtree>, ways: &[Way], outputs: &[String]) -> V
             let path = below(&path, name);
             if open.contains(path.as_str()) {
                 stack.push((path, child));
-            } else if child.nodes > 1 {
+            } else if child.nodes > 1 && path.len() <= LONGEST {
                 let subtree = child.clone();
                 closed.push(Part { path, subtree });
             }
@@ -100,6 +102,9 @@ fn largest(parts: &mut Vec<Part>) {
 
 /// The largest known subtrees at and below `subtree`, or itself if none is known. Says whether one is.
 fn gather(path: String, subtree: &Arc<Subtree>, action: u64, parts: &mut Vec<Part>) -> bool {
+    if path.len() > LONGEST {
+        return false;
+    }
     let known = subtree.since < action;
     let before = parts.len();
     if !known {
@@ -141,6 +146,26 @@ mod tests {
     fn paths(plan: &Plan) -> (Vec<&str>, Vec<&str>) {
         let parts = plan.parts.iter().map(|part| &*part.path).collect();
         (plan.closed.iter().map(|path| &**path).collect(), parts)
+    }
+
+    #[test]
+    fn nothing_is_mounted_where_the_path_is_too_long_for_it() {
+        let small = directory(&[file("x", b"x")], &[]);
+        let name = "n".repeat(200);
+        let mut tree = small.clone();
+        for _ in 0..20 {
+            tree = directory(&[], &[("beside", small.clone()), (&name, tree)]);
+        }
+        let output = format!("{}/made", vec![&*name; 20].join("/"));
+        let plan = plan(&tree, &[], &[output], 0, 0);
+        let (closed, parts) = paths(&plan);
+        assert_eq!(closed.len() + parts.len(), 15);
+        assert!(
+            closed
+                .iter()
+                .chain(&parts)
+                .all(|path| path.len() <= LONGEST)
+        );
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! It has a runtime of its own, so that the daemon's threads may touch the mount, as they must to set up an action's view,
 //! without waiting for themselves; whatever takes time, it hands to the daemon's runtime.
 
+use std::io::ErrorKind;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -19,6 +21,8 @@ use super::life::{Ends, Life};
 use super::{descriptor, eager, mounts};
 
 const DEVICE: &str = "/dev/fuse";
+/// How often it is tried to mount where it cannot be told which descriptor came of it.
+const TRIES: u32 = 5;
 /// How long the thread waits for the kernel's farewell.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -33,6 +37,17 @@ pub(super) struct Server {
 impl Server {
     /// Mounts at `mount`, an empty directory. Blocks for some milliseconds.
     pub(super) fn start(kernel: Kernel, mount: &Path) -> std::io::Result<Self> {
+        for _ in 1..TRIES {
+            match Server::start_once(kernel.clone(), mount) {
+                // Another one ended meanwhile; what was mounted is gone again.
+                Err(error) if error.kind() == ErrorKind::ResourceBusy => {}
+                other => return other,
+            }
+        }
+        Server::start_once(kernel, mount)
+    }
+
+    fn start_once(kernel: Kernel, mount: &Path) -> std::io::Result<Self> {
         let (mounted, answer) = mpsc::channel();
         let (over, end) = oneshot::channel();
         let life = Life::default();
@@ -168,6 +183,18 @@ fn start(
     let _turn = MOUNTING.lock();
     let before = descriptor::of(DEVICE)?;
     let handle = runtime.block_on(Session::new(options).mount_with_unprivileged(kernel, mount))?;
+    match find(&before, life) {
+        Ok(()) => Ok(handle),
+        Err(error) => {
+            // It starts a task, which wants a runtime and never gets its turn in this one.
+            runtime.block_on(async { drop(handle) });
+            Err(error)
+        }
+    }
+}
+
+/// Watches the descriptor that was not there before.
+fn find(before: &[RawFd], life: &Life) -> std::io::Result<()> {
     let mut watched = false;
     for number in descriptor::of(DEVICE)? {
         // A child that inherits the descriptor would keep the file system from dying with the daemon.
@@ -178,11 +205,12 @@ fn start(
             watched = true;
         }
     }
-    if !watched {
+    match watched {
+        true => Ok(()),
         // Another file system's end gave its number to this one.
-        return Err(std::io::Error::other(
+        false => Err(std::io::Error::new(
+            ErrorKind::ResourceBusy,
             "cannot tell the new descriptor of /dev/fuse from the others; try again",
-        ));
+        )),
     }
-    Ok(handle)
 }
