@@ -142,6 +142,13 @@ impl Kept {
         let not_read = old.into_iter().filter(|(path, _)| !known.contains(&**path));
         paths.extend(not_read.filter_map(|(path, age)| (age < AGE - 1).then(|| (path, age + 1))));
         paths.truncate(PATHS);
+        let mut left = Some(SHAPE_BYTES);
+        let fit = { paths.iter() }.take_while(|(path, _)| {
+            left = left.and_then(|left| left.checked_sub(path.len()));
+            left.is_some()
+        });
+        let fit = fit.count();
+        paths.truncate(fit);
         self.bytes += bytes(&paths);
         self.shapes.put(shape, paths);
     }
@@ -288,6 +295,20 @@ mod tests {
         other.learn(9, &["new"]);
         assert_eq!(paths(&mut other, 9), ["new"]);
         kept().read("0 orphan\n* not-a-number\n1 x\n*\n\n300 y\n");
+    }
+
+    #[test]
+    fn one_command_does_not_push_out_what_others_have_read() {
+        let mut kept = kept();
+        kept.learn(1, &["a"]);
+        let long = "p".repeat(SHAPE_BYTES / 2 - 10);
+        for tree in 0..3 {
+            let paths = ["x", "y", "z"].map(|name| format!("{tree}{name}{long}"));
+            kept.learn(2, &paths.each_ref().map(|path| &**path));
+            kept.shrink();
+        }
+        assert_eq!(paths(&mut kept, 1), ["a"]);
+        assert_eq!(paths(&mut kept, 2).len(), 2);
     }
 
     #[test]
