@@ -83,6 +83,21 @@ impl Place {
     }
 }
 
+/// Sends the signal and waits for the end: the exit code, and what was said.
+async fn interrupted(
+    run: tokio::process::Child,
+    signal: rustix::process::Signal,
+) -> (Option<i32>, String) {
+    let pid = rustix::process::Pid::from_raw(run.id().unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(60), run.wait_with_output())
+        .await
+        .expect("it does not end")
+        .unwrap();
+    let err = String::from_utf8(ended.stderr).unwrap();
+    (ended.status.code(), err)
+}
+
 fn exits(code: i32, stdout: &str) -> re::ActionResult {
     re::ActionResult {
         exit_code: code,
@@ -154,14 +169,8 @@ async fn an_interrupted_run_claims_no_cancel_that_nobody_has_granted() {
         tokio::time::timeout(Duration::from_secs(60), asked)
             .await
             .expect("it is not waited for");
-        let pid = rustix::process::Pid::from_raw(run.id().unwrap() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-        let ended = tokio::time::timeout(Duration::from_secs(60), run.wait_with_output())
-            .await
-            .expect("it does not end")
-            .unwrap();
-        let err = String::from_utf8(ended.stderr).unwrap();
-        assert_eq!(ended.status.code(), Some(130), "{err}");
+        let (code, err) = interrupted(run, rustix::process::Signal::INT).await;
+        assert_eq!(code, Some(130), "{err}");
         assert!(err.contains("the command may still run"), "{err}");
         assert_eq!(err.contains("could not be cancelled"), named, "{err}");
     }
@@ -390,14 +399,8 @@ async fn an_interrupted_download_ends_soon_and_leaves_no_partial_files() {
             tokio::time::timeout(Duration::from_secs(60), place.script.stalls.notified())
                 .await
                 .expect("it is not fetched");
-            let pid = rustix::process::Pid::from_raw(run.id().unwrap() as i32).unwrap();
-            rustix::process::kill_process(pid, number).unwrap();
-            let ended = tokio::time::timeout(Duration::from_secs(60), run.wait_with_output())
-                .await
-                .expect("it does not end")
-                .unwrap();
-            let err = String::from_utf8(ended.stderr).unwrap();
-            assert_eq!(ended.status.code(), Some(code), "{err}");
+            let (ended, err) = interrupted(run, number).await;
+            assert_eq!(ended, Some(code), "{err}");
             assert!(err.contains("the command had ended"), "{err}");
             let left: Vec<_> = std::fs::read_dir(place.dir.path())
                 .unwrap()
