@@ -54,7 +54,11 @@ impl WorkerCommand {
             let store = super::blobs::blocking(move || daemon::store(&host)).await?;
             let cas: Arc<dyn BlobSource> = Arc::new(RemoteCas::new(remote(&config))?);
             let live: Option<Arc<dyn LiveOutput>> = match &config.logstream {
-                Some(endpoint) => Some(Arc::new(LogStreams::new(endpoint, &config.credentials)?)),
+                Some(endpoint) => Some(Arc::new(LogStreams::new(
+                    endpoint,
+                    &config.credentials,
+                    config.patience.timeout,
+                )?)),
                 None => None,
             };
             let engine = Engine::new(&config.host, store, ground, Some(cas), live).await?;
