@@ -117,6 +117,7 @@ fn rwapi(config: &WorkerConfig, levels: &[Level], inputs: &str) -> RwapiConfig {
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into(),
         capacity: config.host.slots,
+        stop_after: config.stop_after,
         priority: config.priority,
         credentials: config.credentials.clone(),
         ..RwapiConfig::new(config.bots.clone())
