@@ -56,6 +56,7 @@ fn wrong_usage_is_2() {
         (&["worker", "--concurent-jobs", "8"], "--concurrent-jobs"),
         (&["worker", "--concurrent-jobs", "0"], "from 1 to 1024"),
         (&["worker", "--remote", "localhost:50051"], "scheme"),
+        (&["worker", "--remote", "ftp://x"], "\"ftp\""),
         (&["worker", "--remote", "http://me:secret@h:1"], "password"),
         (&["worker", "--platform", "OSFamily"], "KEY=VALUE"),
         (&["worker", "--retry-delay", "1 s"], "unit"),
@@ -325,6 +326,43 @@ fn a_state_directory_in_use_is_75_and_an_address_in_use_69() {
     let (code, log) = { first }.stop();
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("drained"), "{log}");
+}
+
+#[test]
+fn a_daemon_ends_with_a_code_of_its_list() {
+    let codes = |text: &str| -> Vec<i32> {
+        let words = text.split(|c: char| c.is_whitespace() || c == ',');
+        let mut codes: Vec<i32> = words.filter_map(|word| word.parse().ok()).collect();
+        codes.sort_unstable();
+        codes
+    };
+    let readme = include_str!("../README.md");
+    let (_, listed) = readme.split_once("Daemons: ").unwrap();
+    let listed = codes(listed.split_once("`boxwright run`").unwrap().0);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let (below, file) = (file.join("x"), file.to_str().unwrap());
+    let (below, long) = (below.to_str().unwrap(), format!("/tmp/{}", "x".repeat(300)));
+    for daemon in [
+        &["worker", "--remote", "http://127.0.0.1:1"][..],
+        &["standalone", "--listen", "127.0.0.1:0"],
+    ] {
+        let help = succeeds(boxwright(&[daemon[0], "--help"]));
+        assert_eq!(codes(help.rsplit_once("Exit codes: ").unwrap().1), listed);
+        // No such place is a matter of the configuration; a place where nothing can be kept is one of the disk.
+        for (state, code) in [
+            ("/proc/x", 78),
+            (file, 78),
+            (below, 78),
+            (&long, 78),
+            ("/proc", 74),
+        ] {
+            let command = boxwright(&[daemon, &["--state-dir", state]].concat());
+            fails(command, code, &[state]);
+            assert!(listed.contains(&code));
+        }
+    }
 }
 
 /// Takes as long as a drain waits: half a minute.

@@ -222,7 +222,9 @@ fn a_state_directory_that_others_cannot_pass_to_is_no_place_for_level_process() 
     let closed = dir.path().to_str().unwrap();
     let state = format!("{closed}/state");
     for inputs in ["fuse", "staged"] {
-        let output = Command::new(BOXWRIGHT)
+        // One that starts after all is stopped, and drains with 0.
+        let output = Command::new("timeout")
+            .args(["--preserve-status", "60", BOXWRIGHT])
             .args(["standalone", "--listen", "127.0.0.1:0"])
             .args(["--sandbox", "process", "--inputs", inputs])
             .args(["--state-dir", &state])

@@ -99,7 +99,14 @@ pub(super) fn store(host: &HostConfig) -> Result<Arc<LocalStore>, Failure> {
             "cannot use state directory {}: {e}; give another one with --state-dir",
             dir.display()
         );
-        Failure::new(of_disk(&e), text)
+        // Where there is no such place, trying again mends nothing.
+        let exit = match e.raw_os_error() {
+            Some(
+                libc::ENOENT | libc::ENOTDIR | libc::EEXIST | libc::ENAMETOOLONG | libc::ELOOP,
+            ) => Exit::Config,
+            _ => of_disk(&e),
+        };
+        Failure::new(exit, text)
     };
     // Slots of a root daemon run as other users, who must get through to their input roots.
     std::fs::DirBuilder::new()

@@ -10,7 +10,7 @@
 //! | 69 | a remote, or an address to listen on, is not available; `worker`: drained, but the scheduler did not answer |
 //! | 70 | infrastructure failed and nothing is known of the command; or it ran, but was killed, broke a limit or made outputs that cannot be kept |
 //! | 73 | an output cannot be written |
-//! | 74 | reading or writing a stream failed |
+//! | 74 | reading or writing a stream failed; for a daemon: the disk of the state directory |
 //! | 75 | try again: the state directory is in use, blobs were lost on the way, a server is full |
 //! | 76 | the server does not speak what is needed |
 //! | 77 | permission denied |

@@ -28,7 +28,7 @@ BOXWRIGHT_ and the name in capitals with _ for -. A flag goes before the environ
 the default. Sizes are written 512, 64K, 50G, 1TiB (counting in 1024s), 3GB (in 1000s); times 250ms, 30s, 5m, 2h, 1d.
 
 Exit codes: 0 drained, 1 stopped at once, 2 wrong usage, 69 the address is not available, 70 the sandbox or another part \
-failed, 75 the state directory is in use, 77 permission denied, 78 the configuration is wrong.")]
+failed, 74 the disk of the state directory failed, 75 the state directory is in use, 77 permission denied, 78 the configuration is wrong.")]
 pub(super) struct StandaloneCommand {
     #[command(flatten)]
     source: Source,

@@ -28,7 +28,7 @@ Example: boxwright worker --remote http://build.example:50051 --instance main --
 
 Exit codes: 0 drained, 1 stopped at once, 2 wrong usage, 69 the scheduler did not answer for as long as a drain \
 waits (results that it has not heard of are lost), 70 the sandbox or another part failed, \
-75 the state directory is in use, 77 permission denied, 78 the configuration is wrong or the scheduler refuses the first session.")]
+74 the disk of the state directory failed, 75 the state directory is in use, 77 permission denied, 78 the configuration is wrong or the scheduler refuses the first session.")]
 pub(super) struct WorkerCommand {
     #[command(flatten)]
     source: Source,

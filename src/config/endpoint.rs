@@ -1,5 +1,5 @@
 //! Where a service is: `http://HOST:PORT`, `https://HOST:PORT` or `unix:/PATH` (also `grpc://`, `grpcs://`, as Bazel users
-//! write), and the one way of connecting to it.
+//! write; without a port 80, with TLS 443), and the one way of connecting to it.
 
 use std::error::Error;
 use std::fmt;
@@ -99,6 +99,17 @@ impl FromStr for Endpoint {
         let (scheme, authority) = text
             .split_once("://")
             .ok_or_else(|| bad("it has no scheme"))?;
+        let (endpoint, port): (fn(String) -> Self, u16) = match scheme {
+            "http" | "grpc" => (Endpoint::Http, 80),
+            "https" | "grpcs" => (Endpoint::Https, 443),
+            // Anything else may hold what is nobody's business.
+            _ if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
+                return Err(bad(&format!(
+                    "its scheme {scheme:?} is not known, only http, https, grpc, grpcs and unix are"
+                )));
+            }
+            _ => return Err(bad("it has no scheme")),
+        };
         let authority = authority.strip_suffix('/').unwrap_or(authority);
         // They would travel in the `:authority` of every call, and end up in logs.
         if authority.contains('@') {
@@ -114,10 +125,8 @@ impl FromStr for Endpoint {
         {
             return Err(bad("it has more or less than a host and a port"));
         }
-        if uri.host() == Some(authority) {
-            return Err(bad("it has no port"));
-        }
-        if uri.port_u16().is_none_or(|port| port == 0) {
+        let alone = uri.host() == Some(authority);
+        if !alone && uri.port_u16().is_none_or(|port| port == 0) {
             return Err(bad("its port is not a number from 1 to 65535"));
         }
         if !uri.host().is_some_and(is_host) {
@@ -125,11 +134,10 @@ impl FromStr for Endpoint {
                 "its host is neither a host name nor an IP address (IPv6 in brackets)",
             ));
         }
-        match scheme {
-            "http" | "grpc" => Ok(Endpoint::Http(authority.to_owned())),
-            "https" | "grpcs" => Ok(Endpoint::Https(authority.to_owned())),
-            _ => Err(bad("its scheme is not known")),
-        }
+        Ok(endpoint(match alone {
+            true => format!("{authority}:{port}"),
+            false => authority.to_owned(),
+        }))
     }
 }
 
@@ -159,11 +167,12 @@ fn is_host(host: &str) -> bool {
 
 /// A text that may be an address, fit for logs: whatever stands where user name and password would is struck out.
 pub fn redacted(text: &str) -> String {
-    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
-    match rest.rsplit_once('@') {
-        Some((_, host)) if scheme.is_empty() => format!("***@{host}"),
-        Some((_, host)) => format!("{scheme}://***@{host}"),
-        None => text.to_owned(),
+    let Some((before, host)) = text.rsplit_once('@') else {
+        return text.to_owned();
+    };
+    match before.split_once("://") {
+        Some((scheme, _)) if !scheme.contains('@') => format!("{scheme}://***@{host}"),
+        _ => format!("***@{host}"),
     }
 }
 
@@ -325,12 +334,26 @@ mod tests {
     }
 
     #[test]
+    fn without_a_port_it_is_that_of_the_scheme() {
+        for (text, whole) in [
+            ("http://h", "http://h:80"),
+            ("grpc://h/", "http://h:80"),
+            ("https://build.example/", "https://build.example:443"),
+            ("grpcs://[::1]", "https://[::1]:443"),
+            ("https://127.0.0.1:80", "https://127.0.0.1:80"),
+        ] {
+            assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), whole);
+        }
+    }
+
+    #[test]
     fn secrets_stay_out_of_messages() {
         for text in [
             "http://me:secret@h:1",
             "me:secret@h:1",
             "ftp://secret@h",
             "http://a:secret@b@h:1",
+            "me:secret@h://x",
         ] {
             let error = text.parse::<Endpoint>().unwrap_err();
             assert!(!error.to_string().contains("secret"), "{error}");
@@ -345,6 +368,9 @@ mod tests {
             "localhost:80",
             "http://",
             "ftp://x:1",
+            "http:///",
+            "http://:80",
+            "https://h:",
             "unix:relative",
             "http://h:1/path",
             "http://h:x y",
@@ -356,8 +382,8 @@ mod tests {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");
         }
         for (text, why) in [
-            ("http://h", "it has no port"),
-            ("https://build.example/", "it has no port"),
+            ("ftp://x", "\"ftp\" is not known, only http, https, grpc,"),
+            ("HTTP://x:1", "\"HTTP\" is not known"),
             ("http://h:", "port"),
             ("http://h:89800", "from 1 to 65535"),
             ("http://h:0", "from 1 to 65535"),
