@@ -190,15 +190,19 @@ fn a_state_directory_without_execution_is_no_place_for_staged_inputs() {
     let told = [&standalone[..], &["--state-dir", state]].concat();
     for level in ["full", "process"] {
         let staged = [&told[..], &["--inputs", "staged", "--sandbox", level]].concat();
-        let script = format!("{mount} exec \"$@\"");
+        let script = format!("{mount} exec timeout 60 \"$@\"");
         let output = within(&["--mount"], &script, &staged);
         does_not_start(output, &[state, "noexec", "--state-dir"]);
     }
-    let script = format!("{mount} BOXWRIGHT_STATE_DIR={state} BOXWRIGHT_INPUTS=staged exec \"$@\"");
+    let script = format!(
+        "{mount} BOXWRIGHT_STATE_DIR={state} BOXWRIGHT_INPUTS=staged exec timeout 60 \"$@\""
+    );
     let run = ["run", "--", "true"];
     does_not_start(within(&["--mount"], &script, &run), &[state, "noexec"]);
     // An ordinary user, whatever the way of showing inputs.
-    let script = format!("{mount} chmod 777 {state} && exec unshare --user --map-user=1000 \"$@\"");
+    let script = format!(
+        "{mount} chmod 777 {state} && exec timeout 60 unshare --user --map-user=1000 \"$@\""
+    );
     for inputs in ["auto", "fuse", "staged"] {
         let asked = [&told[..], &["--inputs", inputs]].concat();
         let output = within(&["--mount"], &script, &asked);
