@@ -34,8 +34,7 @@ impl Runner {
             return Err(Ending::Cancelled);
         }
         if let Some(trouble) = staged.trouble() {
-            let troubled = self.troubled(trouble, resolved);
-            return or_cancelled(journey.cancel, async { Err(troubled.await) }).await;
+            return Err(self.troubled(journey, trouble, resolved).await);
         }
         let begun = Instant::now();
         journey.metadata.output_upload_start_timestamp = Some(time::now());
@@ -150,14 +149,37 @@ impl Runner {
         })
     }
 
-    /// How an action ends whose command could not read an input.
-    async fn troubled(&self, trouble: InputError, resolved: &Resolved) -> Ending {
-        match self.ending_of_inputs(trouble, resolved) {
-            Ending::MissingInputs(met) => {
-                missing::with_the_rest(&self.parts.cas, &resolved.tree, met).await
+    /// How an action ends whose command the sandbox could not run. A program, its interpreter and its loader are inputs
+    /// too, which the kernel reads: all that it says of one that cannot be had is an I/O error.
+    pub(super) async fn not_executed(
+        &self,
+        journey: &Journey<'_>,
+        resolved: &Resolved,
+        staged: &dyn StagedRoot,
+        ending: Ending,
+    ) -> Ending {
+        match staged.trouble() {
+            Some(trouble) if ending != Ending::Cancelled => {
+                self.troubled(journey, trouble, resolved).await
             }
-            ending => ending,
+            _ => ending,
         }
+    }
+
+    /// How an action ends whose command could not read an input.
+    async fn troubled(
+        &self,
+        journey: &Journey<'_>,
+        trouble: InputError,
+        resolved: &Resolved,
+    ) -> Ending {
+        let met = match self.ending_of_inputs(trouble, resolved) {
+            Ending::MissingInputs(met) => met,
+            ending => return ending,
+        };
+        let all = missing::with_the_rest(&self.parts.cas, &resolved.tree, met);
+        let asked = or_cancelled(journey.cancel, async { Ok(all.await) }).await;
+        asked.unwrap_or_else(|cancelled| cancelled)
     }
 
     /// The disk work of collecting, on a blocking thread.
