@@ -195,37 +195,46 @@ async fn a_program_that_cannot_be_read_is_a_failure_of_the_worker_and_is_named()
 #[tokio::test]
 async fn a_program_that_does_not_come_is_waited_for_as_long_as_it_may_run() {
     let cas = FaultyCas::start().await;
-    let Some(bench) = full(&cas, 0x7300_0300) else {
-        return;
-    };
+    let process = bench(&cas, 0, Duration::from_secs(60));
+    let full = full(&cas, 0x7300_0300);
     cas.faults(|faults| {
         faults.hang.insert("BatchReadBlobs", u32::MAX);
     });
-    let slow = cas.put(blob(1, 3000).1);
-    let gone = blob(2, 3000).0;
-    let nodes = [("program", Node::Program(slow)), ("z", Node::Program(gone))];
-    let waiting = action(
-        bench.put_message(&command("./program")),
-        root(&bench, &nodes),
-    );
-    let limited = re::Action {
-        timeout: Some(prost_types::Duration {
-            seconds: 1,
-            nanos: 0,
-        }),
-        ..waiting.clone()
-    };
-    let begun = Instant::now();
-    let finished = bench.run_action(limited, CancellationToken::new()).await;
-    assert!(
-        matches!(finished.ending, Ending::TimedOut { .. }),
-        "{finished:?}"
-    );
-    assert!(begun.elapsed() < Duration::from_secs(10));
+    for (n, bench) in [process, full].into_iter().flatten().enumerate() {
+        let slow = cas.put(blob(n, 3000).1);
+        let gone = blob(7, 3000).0;
+        let nodes = [("program", Node::Program(slow)), ("z", Node::Program(gone))];
+        let waiting = action(
+            bench.put_message(&command("./program")),
+            root(&bench, &nodes),
+        );
+        let limited = re::Action {
+            timeout: Some(prost_types::Duration {
+                seconds: 1,
+                nanos: 0,
+            }),
+            ..waiting.clone()
+        };
+        let begun = Instant::now();
+        let finished = bench.run_action(limited, CancellationToken::new()).await;
+        assert!(
+            matches!(finished.ending, Ending::TimedOut { .. }),
+            "{finished:?}"
+        );
+        assert!(begun.elapsed() < Duration::from_secs(10));
 
-    cas.state.seen.lock().calls.clear();
-    let ended = cancelled_at(&cas, "BatchReadBlobs", &bench, waiting).await;
-    assert_eq!(ended, Ending::Cancelled);
+        cas.state.seen.lock().calls.clear();
+        let begun = Instant::now();
+        let ended = cancelled_at(&cas, "BatchReadBlobs", &bench, waiting).await;
+        assert_eq!(ended, Ending::Cancelled);
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        bench.settle().await;
+
+        // The slot is as good as new.
+        let finished = bench.run(sh("echo said"), bench.root(&[])).await;
+        assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+        assert_eq!(&finished.result.unwrap().stdout_raw[..], b"said\n");
+    }
 }
 
 /// How an action ends that is cancelled when this has been called for it, and ends soon.
