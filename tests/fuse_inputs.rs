@@ -152,7 +152,7 @@ async fn a_command_sees_its_inputs_and_leaves_its_outputs() {
 /// The launcher unmounts when it has a moment; until then the kernel lets nobody else have the directories of an overlay.
 #[tokio::test]
 async fn a_root_that_a_launcher_still_holds_is_in_nobodys_way() {
-    let Some(bench) = Bench::fuse_at_full(0x7300_0000, |_| {}) else {
+    let Some(bench) = Bench::fuse_at_full(None, 0x7300_0000, |_| {}) else {
         return;
     };
     for new in [true, false] {
@@ -175,7 +175,7 @@ async fn a_root_that_a_launcher_still_holds_is_in_nobodys_way() {
 async fn what_has_no_name_any_more_counts_as_written() {
     let bound =
         |settings: &mut Settings| settings.strategies.base.limits.disk_bytes = Some(8 << 20);
-    let Some(bench) = Bench::fuse_at_full(0x7300_0100, bound) else {
+    let Some(bench) = Bench::fuse_at_full(None, 0x7300_0100, bound) else {
         return;
     };
     let root = put(&bench, &[("file", File(b"in"))]);

@@ -1,6 +1,7 @@
 //! The first phase: from a lease to everything that is known of an action before it is staged.
 //! Action, Command and all Directory messages are read and checked here.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,9 +58,11 @@ pub(super) async fn resolve(
         cas.read(command_digest, MAX_COMMAND, "Command"),
         tree::fetch_known(cas, trees, root, settings.tree_limits)
     );
-    let (tree, mut missing) = tree.map_err(from_tree)?;
+    let (input, mut missing) = tree.map_err(from_tree)?;
     let command = match command {
-        Ok(command) => Some(command),
+        Ok(bytes) => Some(re::Command::decode(bytes).map_err(|e| {
+            Ending::BadRequest(format!("blob {command_digest} is not a Command: {e}"))
+        })?),
         Err(CasError::Missing(_)) => {
             missing.push(MissingBlob {
                 digest: command_digest,
@@ -69,20 +72,26 @@ pub(super) async fn resolve(
         }
         Err(error) => return Err(from_cas(error, |_| "the Command".to_owned())),
     };
-    let Some(command) = command.filter(|_| missing.is_empty()) else {
-        // The client is told of everything that is missing at once, so that it need not come
-        // back once for the Command, once for the directories and once for the files.
-        missing.extend(missing::files(cas, &tree).await?);
+    let properties = platform::properties(&action, command.as_ref());
+    let demand = platform::demand(properties, settings, lease.function, there);
+    let base = async |chroot| Base::fetch(cas, trees, settings, chroot).await;
+    let Some(command) = command.as_ref().filter(|_| missing.is_empty()) else {
+        // What is asked for in vain is told once all messages are there.
+        let base = match demand.ok().and_then(|demand| demand.chroot) {
+            Some(chroot) => Some(base(chroot).await?),
+            None => None,
+        };
+        let missing = all_missing(cas, &input, base, missing).await?;
         return Err(Ending::MissingInputs(missing));
     };
-    let command = re::Command::decode(command)
-        .map_err(|e| Ending::BadRequest(format!("blob {command_digest} is not a Command: {e}")))?;
-    let properties = platform::properties(&action, &command);
-    let mut demand = platform::demand(properties, settings, lease.function, there)?;
-    let command = command::check(&command).map_err(Ending::BadRequest)?;
+    let mut demand = demand?;
+    let command = command::check(command).map_err(Ending::BadRequest)?;
     let tree = match demand.chroot {
-        Some(chroot) => merged(lease, cas, trees, settings, tree, chroot).await?,
-        None => tree,
+        Some(chroot) => {
+            let base = base(chroot).await?;
+            merged(lease, cas, settings, input, base).await?
+        }
+        None => input,
     };
     if !platform::ignores_read_only(settings) {
         protect(&mut demand, &tree)?;
@@ -97,26 +106,66 @@ pub(super) async fn resolve(
     })
 }
 
-/// The input root, merged into the tree that `chrootRootDigest` names.
+/// The tree that `chrootRootDigest` names, as far as it is there.
+struct Base {
+    digest: Digest,
+    tree: Arc<Tree>,
+    /// Its directories that nobody has.
+    missing: Vec<MissingBlob>,
+}
+
+impl Base {
+    async fn fetch(
+        cas: &Cas,
+        trees: &TreeStore,
+        settings: &Settings,
+        digest: Digest,
+    ) -> Result<Base, Ending> {
+        let known = tree::fetch_known(cas, trees, digest, settings.tree_limits).await;
+        let (tree, missing) = known.map_err(from_tree)?;
+        Ok(Base {
+            digest,
+            tree,
+            missing,
+        })
+    }
+}
+
+/// All that nobody has of an action, beside these messages. The client is told of it at once, so that it need not come back once
+/// for the Command, once for the directories, once for the files, and then for those of the chroot.
+async fn all_missing(
+    cas: &Cas,
+    input: &Tree,
+    base: Option<Base>,
+    mut missing: Vec<MissingBlob>,
+) -> Result<Vec<MissingBlob>, Ending> {
+    missing.extend(missing::files(cas, input).await?);
+    if let Some(base) = base {
+        let files = missing::files(cas, &base.tree).await?;
+        let all = base.missing.into_iter().chain(files);
+        missing.extend(all.map(|blob| MissingBlob {
+            what: format!("{} of chrootRootDigest {}", blob.what, base.digest),
+            ..blob
+        }));
+    }
+    let mut named = HashSet::new();
+    missing.retain(|blob| named.insert(blob.digest));
+    Ok(missing)
+}
+
+/// The input root, merged into its base.
 async fn merged(
     lease: &Lease,
     cas: &Cas,
-    trees: &TreeStore,
     settings: &Settings,
     input: Arc<Tree>,
-    chroot: Digest,
+    base: Base,
 ) -> Result<Arc<Tree>, Ending> {
-    let limits = settings.tree_limits;
-    let known = tree::fetch_known(cas, trees, chroot, limits).await;
-    let (base, mut missing) = known.map_err(from_tree)?;
-    if !missing.is_empty() {
-        for blob in &mut missing {
-            blob.what = format!("{} of chrootRootDigest {chroot}", blob.what);
-        }
-        missing.extend(missing::files(cas, &input).await?);
+    if !base.missing.is_empty() {
+        let missing = all_missing(cas, &input, Some(base), Vec::new()).await?;
         return Err(Ending::MissingInputs(missing));
     }
-    match tree::merge(&input, &base, lease.function, limits) {
+    match tree::merge(&input, &base.tree, lease.function, settings.tree_limits) {
         Ok(merged) => Ok(Arc::new(merged)),
         Err(MergeError::Tree(error)) => Err(from_tree(error)),
         Err(error) => Err(Ending::BadRequest(error.to_string())),

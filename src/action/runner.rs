@@ -122,7 +122,9 @@ impl Runner {
                 self.publish(journey, &resolved, staged.as_ref(), outcome)
                     .await
             }
-            Err(ending) => Err(ending),
+            Err(ending) => Err(self
+                .not_executed(journey, &resolved, staged.as_ref(), ending)
+                .await),
         };
         remove(staged);
         finished
