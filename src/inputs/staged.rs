@@ -244,11 +244,11 @@ impl Root {
         let fd = rustix::fs::openat(&placed.place.fd, &placed.name, DIRECTORY, Mode::empty())
             .map_err(failed("open", &placed.name))?;
         let shared = placed.shared.iter().map(|part| &*part.path).collect();
-        let properties = plant::plant(&placed.place, &fd, request, request.tree.root, &shared)?;
+        let planted = plant::plant(&placed.place, &fd, request, request.tree.root, &shared)?;
         for directory in &request.directories {
             directories::make(&fd, directory, request.owner)?;
         }
-        plant::adorn(&fd, request, &properties)?;
+        plant::adorn(&fd, request, &planted.properties)?;
         placed.show_shared(request, &self.path)
     }
 

@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{InputError, Place, directories, failed};
-use crate::cas::CasError;
+use crate::cas::{CasError, disk_size};
 use crate::config::Owner;
 use crate::reapi::status::MissingBlob;
 use crate::tree::{File, Properties, Symlink, quote};
@@ -24,6 +24,8 @@ pub(super) struct Placer<'p> {
     /// Blobs may be hard-linked: the action's user cannot write them.
     link: bool,
     missing: Vec<MissingBlob>,
+    /// Bytes of disk of files that are no links.
+    copied: u64,
 }
 
 impl<'p> Placer<'p> {
@@ -34,13 +36,14 @@ impl<'p> Placer<'p> {
             owner,
             link: owner.is_some_and(|owner| owner.uid != own),
             missing: Vec::new(),
+            copied: 0,
         }
     }
 
-    /// Reports what was missing, all of it.
-    pub(super) fn finish(self) -> Result<(), InputError> {
+    /// Reports what was missing, all of it; or else how many bytes of disk were taken by files that are no links.
+    pub(super) fn finish(self) -> Result<u64, InputError> {
         if self.missing.is_empty() {
-            Ok(())
+            Ok(self.copied)
         } else {
             Err(InputError::Missing(self.missing))
         }
@@ -100,7 +103,7 @@ impl<'p> Placer<'p> {
     }
 
     fn place_from(
-        &self,
+        &mut self,
         directory: &OwnedFd,
         file: &File,
         source: &Path,
@@ -118,7 +121,9 @@ impl<'p> Placer<'p> {
                 Err(error) => return Err((LINK, error)),
             }
         }
-        self.copy(directory, file, Some(source), mode)
+        self.copy(directory, file, Some(source), mode)?;
+        self.copied = self.copied.saturating_add(disk_size(file.digest.size()));
+        Ok(())
     }
 
     fn copy(

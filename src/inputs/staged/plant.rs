@@ -26,16 +26,18 @@ struct Level<'t> {
     path: usize,
 }
 
-/// Fills `root` with a directory of the tree and all below it, and gives it the looks of that directory.
+/// Fills `root` with a directory of the tree and all below it, and gives it the looks of that directory. Returns the bytes of disk
+/// that files take which are not the store's.
 pub(super) fn whole(
     place: &Place,
     root: &OwnedFd,
     request: &StageRequest,
     top: Digest,
     absent: &HashSet<&str>,
-) -> Result<(), InputError> {
-    let properties = plant(place, root, request, top, absent)?;
-    adorn(root, request, &properties)
+) -> Result<u64, InputError> {
+    let planted = plant(place, root, request, top, absent)?;
+    adorn(root, request, &planted.properties)?;
+    Ok(planted.copied)
 }
 
 /// Sets the properties of directories: children before parents, and after everything that was made in them. The root is the last.
@@ -58,15 +60,22 @@ pub(super) fn adorn(
     }
 }
 
-/// Fills `root` with the directory `top` of the tree and all below it, but leaves the directories at `absent` empty. Returns
-/// the directories whose properties are still to be set, parents first.
+/// What was put on disk.
+pub(super) struct Planted<'t> {
+    /// The directories whose properties are still to be set, parents first.
+    pub(super) properties: Vec<(String, &'t Properties)>,
+    /// Bytes of disk of the files that are not the store's.
+    copied: u64,
+}
+
+/// Fills `root` with the directory `top` of the tree and all below it, but leaves the directories at `absent` empty.
 pub(super) fn plant<'t>(
     place: &Place,
     root: &OwnedFd,
     request: &'t StageRequest,
     top: Digest,
     absent: &HashSet<&str>,
-) -> Result<Vec<(String, &'t Properties)>, InputError> {
+) -> Result<Planted<'t>, InputError> {
     let mut plant = Plant {
         tree: &request.tree,
         placer: Placer::new(place, request.owner),
@@ -109,8 +118,10 @@ pub(super) fn plant<'t>(
             stack[far].close()?;
         }
     }
-    plant.placer.finish()?;
-    Ok(plant.properties)
+    Ok(Planted {
+        copied: plant.placer.finish()?,
+        properties: plant.properties,
+    })
 }
 
 struct Plant<'t, 'p> {
