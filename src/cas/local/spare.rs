@@ -127,3 +127,103 @@ impl std::fmt::Debug for Spare {
         write!(f, "Spare({})", self.number)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::StoreConfig;
+    use super::*;
+    use crate::cas::{CasError, Pins};
+    use crate::reapi::{Digest, DigestFunction};
+
+    const BLOB: usize = 64 << 10;
+
+    /// A store of ten blobs, all of them there and pinned apart.
+    fn full() -> (tempfile::TempDir, Arc<LocalStore>, Vec<Pins>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(StoreConfig {
+            root: dir.path().join("cas"),
+            high_water: 10 * BLOB as u64,
+            low_water: 9 * BLOB as u64,
+            free_floor: 0,
+        })
+        .unwrap();
+        let pins = (0..10).map(|n| {
+            let digest = put(&store, n).unwrap();
+            store.pin([digest])
+        });
+        let pins = pins.collect();
+        (dir, store, pins)
+    }
+
+    fn put(store: &LocalStore, n: u8) -> Result<Digest, CasError> {
+        let data = vec![n; BLOB];
+        let digest = DigestFunction::Sha256.digest(&data);
+        store.put(digest, &data, false).map(|()| digest)
+    }
+
+    #[test]
+    fn what_was_used_longest_ago_goes_and_no_more_than_must() {
+        let (_dir, store, pins) = full();
+        let mut spares: Vec<Spare> = { pins.into_iter() }
+            .map(|pins| store.spare(Arc::new(pins)))
+            .collect();
+        assert!(spares[0].renew());
+        let gone = |spares: &[Spare]| spares.iter().map(Spare::is_gone).collect::<Vec<_>>();
+        put(&store, 10).unwrap();
+        put(&store, 11).unwrap();
+        // Its blob may go, and is the first to; the one put before it is used longer ago.
+        let first = gone(&spares);
+        assert!(!first[0] && first[1] && !first[9], "{first:?}");
+        assert!(!spares[1].renew());
+        // All that is left takes what nothing less makes room for.
+        let large = vec![1; 10 * BLOB];
+        let digest = DigestFunction::Sha256.digest(&large);
+        store.put(digest, &large, false).unwrap();
+        assert_eq!(gone(&spares), [true; 10]);
+    }
+
+    #[test]
+    fn what_is_taken_back_stays_with_its_owner() {
+        let (_dir, store, pins) = full();
+        let thing = Arc::new(pins);
+        drop(store.spare(thing.clone()));
+        assert_eq!(Arc::strong_count(&thing), 1);
+        assert!(matches!(put(&store, 10), Err(CasError::Full { .. })));
+    }
+
+    /// Who finds nothing to drop waits for what another drops.
+    #[test]
+    fn room_on_its_way_is_waited_for() {
+        struct Slow(Vec<Pins>, std::sync::mpsc::Sender<()>);
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                let _ = self.1.send(());
+                // Long enough for the other to ask; it must not matter.
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                self.0.clear();
+            }
+        }
+        let (_dir, store, pins) = full();
+        let (begun, begins) = std::sync::mpsc::channel();
+        let spare = store.spare(Arc::new(Slow(pins, begun)));
+        std::thread::scope(|scope| {
+            scope.spawn(|| spare.discard());
+            begins.recv().unwrap();
+            put(&store, 10).unwrap();
+        });
+    }
+
+    #[test]
+    fn files_beside_the_store_count_as_its_own() {
+        let (_dir, store, pins) = full();
+        assert!(matches!(store.beside(1), Err(CasError::Full { .. })));
+        drop(pins);
+        let beside = store.beside(4 * BLOB as u64).unwrap();
+        assert!(store.usage().disk <= 6 * BLOB as u64);
+        for n in 10..20 {
+            put(&store, n).unwrap();
+        }
+        assert!(store.usage().disk <= 6 * BLOB as u64);
+        drop(beside);
+    }
+}
