@@ -5,7 +5,6 @@
 //! pins them, and what it has copied counts as the store's. Those that nobody uses are kept within the part of the store whose files
 //! are pinned for the next action, and the store has them to drop when there is no room.
 
-use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -173,7 +172,7 @@ impl DirectoryCache {
         let fd = rustix::fs::openat(at, &**name, DIRECTORY, Mode::empty())
             .map_err(failed("open", name))?;
         let pins = self.store.pin(part.part.contents());
-        let copied = plant::whole(place, &fd, request, part.part.digest(), &HashSet::new())?;
+        let copied = plant::whole(place, &fd, request, part.part.digest())?;
         let copies = match copied {
             0 => None,
             copied => match self.store.beside(copied) {
