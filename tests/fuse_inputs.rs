@@ -413,6 +413,35 @@ async fn large_inputs_of_an_action_that_ended_are_not_kept_by_its_mounts() {
     assert!(another.is_ok(), "{another:?}");
 }
 
+/// What is kept for the next action's sake goes before an upload is refused, from the disk too.
+#[tokio::test]
+async fn inputs_kept_for_the_next_action_make_room_for_an_upload() {
+    const HIGH: u64 = 48 << 20;
+    let Some(bench) = Bench::fuse_in(HIGH) else {
+        return;
+    };
+    let large = vec![7; 8 << 20];
+    let root = put(&bench, &[("lib", Dir(&[("large", File(&large))]))]);
+    for _ in 0..2 {
+        let finished = bench.run(sh("cmp -n 9 lib/large lib/large"), root).await;
+        assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    }
+    let dir = bench.dir.path().to_str().unwrap();
+    let laid = || {
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let laid = { mounts.lines() }
+            .filter(|line| line.contains(dir) && line.contains("/parts/"))
+            .filter(|line| line.contains("/large "));
+        laid.count()
+    };
+    assert_eq!(laid(), 1);
+    let upload = vec![8; 44 << 20];
+    let put = bench.store.put(F.digest(&upload), &upload, false);
+    assert!(put.is_ok(), "{put:?}");
+    assert_eq!(laid(), 0);
+    assert!(bench.store.usage().disk <= HIGH);
+}
+
 #[tokio::test]
 async fn an_output_that_is_an_untouched_input_costs_no_read() {
     let Some(bench) = Bench::fuse(None, |_| {}) else {

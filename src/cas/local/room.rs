@@ -1,10 +1,12 @@
 //! Room for new files: the quota, with its high and low water marks, and the floor of free space
 //! on the file system. Above the high mark, blobs are evicted, the longest unused first, until the
 //! low mark is reached; not in one go, which would stall one unlucky writer for as long as it takes
-//! to remove a tenth of the cache, but a slice with each file that is written. Pinned blobs stay.
+//! to remove a tenth of the cache, but a slice with each file that is written. Pinned blobs stay. When nothing else can
+//! go, what is spared for a later use goes ([`super::spare`]).
 
 use std::io;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::AtFlags;
@@ -108,10 +110,33 @@ impl<S: Deref<Target = LocalStore>> Drop for Reservation<S> {
     }
 }
 
+/// Bytes of files that lie next to the store and are not its own; counted as its own until dropped.
+pub struct Beside(#[expect(dead_code, reason = "held for its drop")] Reservation<Arc<LocalStore>>);
+
 impl LocalStore {
+    /// Counts files that were written next to the store and take so many bytes of disk, evicting what is necessary for the quota.
+    pub fn beside(self: &Arc<Self>, bytes: u64) -> Result<Beside, CasError> {
+        let mut reservation = Reservation::nothing(Arc::clone(self));
+        reservation.grow_within_quota(bytes)?;
+        reservation.written(bytes);
+        Ok(Beside(reservation))
+    }
+
     /// The largest blob that can be kept at all, in bytes.
     pub fn largest_blob(&self) -> u64 {
         self.config.high_water - self.config.high_water % disk_size(1)
+    }
+
+    /// The bytes of disk that the store can take: up to the high water mark, or to the floor of free space if that comes first.
+    pub fn reach(&self) -> u64 {
+        let high = self.config.high_water;
+        match self.free_space() {
+            Ok(free) => high.min(
+                (self.usage().disk.saturating_add(free)).saturating_sub(self.config.free_floor),
+            ),
+            // Whoever writes will be told.
+            Err(_) => high,
+        }
     }
 
     /// Promises room for a file of `size` bytes, evicting what is necessary.
@@ -168,6 +193,7 @@ impl LocalStore {
         let (high, low) = (self.config.high_water, self.config.low_water);
         self.fits_at_all(bytes)?;
         let mut sliced = false;
+        let mut gone = self.spares.gone();
         let mut index = self.index.lock();
         loop {
             let taken = index.taken();
@@ -185,6 +211,10 @@ impl LocalStore {
             if victims.is_empty() {
                 if over == 0 {
                     index.draining = false;
+                    continue;
+                }
+                let spared = || self.spares.drop_oldest(&mut gone);
+                if parking_lot::MutexGuard::unlocked(&mut index, spared) {
                     continue;
                 }
                 let held = index.held();
@@ -208,12 +238,17 @@ impl LocalStore {
     /// Evicts about `bytes` of what is on disk; returns how many there were to evict.
     pub(super) fn evict(&self, bytes: u64) -> u64 {
         let mut freed: u64 = 0;
+        let mut gone = self.spares.gone();
         while freed < bytes {
             let mut index = self.index.lock();
             let before = index.taken();
             let victims = self.claim_oldest(&mut index, bytes - freed, SLICE);
             freed = freed.saturating_add(before.saturating_sub(index.taken()));
             if victims.is_empty() {
+                drop(index);
+                if self.spares.drop_oldest(&mut gone) {
+                    continue;
+                }
                 break;
             }
             parking_lot::MutexGuard::unlocked(&mut index, || self.unlink(&victims));
@@ -274,10 +309,12 @@ impl LocalStore {
                 break;
             }
             let some_more = (self.usage().disk / 64).min(MOST_UNCHECKED / 4);
-            if self.evict((wanted - free).saturating_add(some_more)) == 0 {
+            let evicted = self.evict((wanted - free).saturating_add(some_more));
+            // What was spared may have gone with other files than the store's.
+            free = self.free_space()?;
+            if evicted == 0 {
                 break;
             }
-            free = self.free_space()?;
         }
         if free < wanted {
             return Err(CasError::Full {
