@@ -168,3 +168,83 @@ fn a_worker_that_can_give_no_level_does_not_start_and_says_why() {
         assert!(said.contains(word), "{said}");
     }
 }
+
+/// A worker of one kind or another that is told to work there must not start.
+fn does_not_start(output: Output, words: &[&str]) {
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    for word in words {
+        assert!(said.contains(word), "{said}");
+    }
+}
+
+#[test]
+fn a_state_directory_without_execution_is_no_place_for_staged_inputs() {
+    if !can_be_taken_away() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().to_str().unwrap();
+    let mount = format!("mount -t tmpfs -o noexec,nosuid,nodev none {state} && ");
+    let standalone = ["standalone", "--listen", "127.0.0.1:0"];
+    let told = [&standalone[..], &["--state-dir", state]].concat();
+    for level in ["full", "process"] {
+        let staged = [&told[..], &["--inputs", "staged", "--sandbox", level]].concat();
+        let script = format!("{mount} exec \"$@\"");
+        let output = within(&["--mount"], &script, &staged);
+        does_not_start(output, &[state, "noexec", "--state-dir"]);
+    }
+    let script = format!("{mount} BOXWRIGHT_STATE_DIR={state} BOXWRIGHT_INPUTS=staged exec \"$@\"");
+    let run = ["run", "--", "true"];
+    does_not_start(within(&["--mount"], &script, &run), &[state, "noexec"]);
+    // An ordinary user, whatever the way of showing inputs.
+    let script = format!("{mount} chmod 777 {state} && exec unshare --user --map-user=1000 \"$@\"");
+    for inputs in ["auto", "fuse", "staged"] {
+        let asked = [&told[..], &["--inputs", inputs]].concat();
+        let output = within(&["--mount"], &script, &asked);
+        does_not_start(output, &[state, "noexec", "--state-dir"]);
+    }
+    let script = format!("{mount} exec \"$@\"");
+    let doctor = ["doctor", "--json", "--state-dir", state];
+    let report = Report::new(within(&["--mount"], &script, &doctor));
+    let (state, text) = report.of("state directory");
+    assert_ne!(state, "good");
+    assert!(text.contains("noexec"), "{text}");
+}
+
+#[test]
+fn a_state_directory_that_others_cannot_pass_to_is_no_place_for_level_process() {
+    if !skipped::unless_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let closed = dir.path().to_str().unwrap();
+    let state = format!("{closed}/state");
+    for inputs in ["fuse", "staged"] {
+        let output = Command::new(BOXWRIGHT)
+            .args(["standalone", "--listen", "127.0.0.1:0"])
+            .args(["--sandbox", "process", "--inputs", inputs])
+            .args(["--state-dir", &state])
+            .output()
+            .unwrap();
+        does_not_start(output, &["level process", &format!("chmod o+x {closed},")]);
+    }
+    let run = |level: &str| {
+        Command::new(BOXWRIGHT)
+            .args(["run", "--", "true"])
+            .env("BOXWRIGHT_STATE_DIR", &state)
+            .env("BOXWRIGHT_SANDBOX", level)
+            .output()
+            .unwrap()
+    };
+    does_not_start(run("process"), &["chmod o+x"]);
+    // Where both levels may be used the stronger one is left, and that is said.
+    let output = run("full,process");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains(&format!("chmod o+x {closed},")), "{said}");
+    // Level full shows inputs under a path of its own.
+    let output = run("full");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!said.contains("chmod o+x"), "{said}");
+}

@@ -140,6 +140,7 @@ impl Farm {
             server.channel(),
             RwapiConfig {
                 capacity: settings.slots,
+                stop_after: settings.stop_after,
                 ..RwapiConfig::new(Endpoint::Http("bots:1".into()))
             },
         );
@@ -294,19 +295,56 @@ async fn after_so_many_leases_the_worker_drains_by_itself() {
         ..Settings::default()
     })
     .await;
-    // All of these are leased at once, before anything can be said.
     let ids: Vec<_> = (0..4).map(|_| farm.server.submit()).collect();
     farm.actions.running(&ids[1]).await;
     for id in &ids[..2] {
         farm.actions.end(id, Ending::Exited(0));
         assert_eq!(farm.code(id).await.0, 0);
     }
-    for id in &ids[2..] {
-        assert_eq!(farm.code(id).await.0, 14);
-    }
-    let actions = farm.actions.clone();
+    let (server, actions) = (farm.server.clone(), farm.actions.clone());
     assert_eq!(farm.end().await, WorkerEnd::Drained);
-    assert_eq!(actions.state.lock().started.len(), 2);
+    assert_eq!(actions.state.lock().started, ids[..2]);
+    // To be leased and given back would have cost them an attempt.
+    for id in &ids[2..] {
+        assert_eq!(server.look(|s| s.attempts(id)), Some(0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_is_leased_than_may_still_be_started() {
+    for together in [true, false] {
+        let farm = Farm::start(Settings {
+            slots: 3,
+            stop_after: Some(4),
+            ..Settings::default()
+        })
+        .await;
+        let first: Vec<_> = (0..3).map(|_| farm.server.submit()).collect();
+        farm.actions.running(&first[2]).await;
+        // Two end while nothing else waits; after that one may still be taken, and there would be room for two.
+        for id in &first[..2] {
+            farm.actions.end(id, Ending::Exited(0));
+            if !together {
+                assert_eq!(farm.code(id).await.0, 0);
+            }
+        }
+        for id in &first[..2] {
+            assert_eq!(farm.code(id).await.0, 0);
+        }
+        let late = [farm.server.submit(), farm.server.submit()];
+        sleep(Duration::from_secs(60)).await;
+        farm.actions.end(&first[2], Ending::Exited(0));
+        farm.actions.running(&late[0]).await;
+        farm.actions.end(&late[0], Ending::Exited(0));
+        for id in [&first[2], &late[0]] {
+            assert_eq!(farm.code(id).await.0, 0);
+        }
+        let (server, actions) = (farm.server.clone(), farm.actions.clone());
+        assert_eq!(farm.end().await, WorkerEnd::Drained);
+        assert_eq!(actions.state.lock().started.len(), 4);
+        assert!(actions.state.lock().killed.is_empty());
+        assert_eq!(server.look(|s| s.attempts(&late[1])), Some(0));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,13 +1,16 @@
 //! Which way of showing input trees a daemon takes: tried out at the start, and said.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use super::doctor::NOEXEC_REMEDY;
 use super::exit::{Exit, Failure};
 use crate::cas::Cas;
 use crate::config::{HostConfig, InputStrategy};
 use crate::inputs::InputRoots;
 use crate::inputs::fuse::{FuseRoots, install_mounter, look_first_in, private_mounts};
 use crate::inputs::staged::Staged;
+use crate::sandbox::linux::probe::forbids_programs;
 use crate::sandbox::linux::{NamespaceError, OwnNamespace};
 
 /// The input roots, on the file system of the local CAS.
@@ -78,6 +81,26 @@ pub(super) fn own_mounts(host: &HostConfig) -> Result<Mounts, Failure> {
     }
 }
 
+/// What is staged where the mount says noexec cannot be executed, and each such action would end with an exit code that says nothing
+/// of it.
+fn refuse_noexec(directory: &Path) -> Result<(), Failure> {
+    let shown = directory.display();
+    match forbids_programs(directory) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(Failure::new(
+            Exit::Config,
+            format!(
+                "{shown} is on a file system that is mounted noexec: no program or script of an input tree could be executed \
+                 there; {NOEXEC_REMEDY}"
+            ),
+        )),
+        Err(error) => Err(Failure::new(
+            Exit::Software,
+            format!("cannot ask how the file system of {shown} is mounted: {error}"),
+        )),
+    }
+}
+
 /// The way that is asked for, or the best one that works. Within a runtime; blocks for some milliseconds.
 pub(super) fn roots(
     host: &HostConfig,
@@ -85,6 +108,10 @@ pub(super) fn roots(
     mounts: &Mounts,
 ) -> Result<Arc<dyn InputRoots>, Failure> {
     let directory = host.state_dir.join(DIRECTORY);
+    // On FUSE root alone can execute them all the same: for a mount of the local CAS that nobody else may change.
+    if !matches!(mounts, Mounts::Root) {
+        refuse_noexec(&host.state_dir)?;
+    }
     let show = || FuseRoots::new(cas.clone(), &directory).map_err(|error| error.to_string());
     let fuse = || match mounts {
         Mounts::Host(why) => Err(why.clone()),
@@ -128,6 +155,7 @@ pub(super) fn roots(
         Staged::new(cas.clone(), directory.clone())
     });
     let staged = staged.map_err(|error| Failure::new(Exit::Software, error))?;
+    refuse_noexec(&directory)?;
     let how = match (rustix::process::geteuid().is_root(), staged.is_cached()) {
         (true, true) => "hard links, directories that recur once only,",
         (true, false) => "hard links",

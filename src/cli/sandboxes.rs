@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::doctor::lacks_for_full;
 use super::exit::{Exit, Failure};
 use crate::config::HostConfig;
-use crate::sandbox::linux::probe::Host;
+use crate::sandbox::linux::probe::{Host, closed_to};
 use crate::sandbox::linux::profile::Profiles;
 use crate::sandbox::linux::{FullConfig, FullSandbox, OwnNamespace};
 use crate::sandbox::process::ProcessSandbox;
@@ -63,9 +63,12 @@ fn none_left(missing: &[(Level, String)]) -> String {
             level.name()
         );
     }
-    text + "boxwright never falls back to a weaker level that was not named; `boxwright doctor` says what to do about it. \
-            Where the users of this worker may log in to its host anyway, --sandbox full,process also allows level process, which \
-            does not hide the host from actions"
+    text += "boxwright never falls back to a weaker level that was not named; `boxwright doctor` says what to do about it";
+    if missing.iter().all(|(level, _)| *level != Level::Process) {
+        text += ". Where the users of this worker may log in to its host anyway, --sandbox full,process also allows level \
+                 process, which does not hide the host from actions";
+    }
+    text
 }
 
 impl Prepared {
@@ -87,7 +90,10 @@ impl Prepared {
         if let Some(launchers) = self.process {
             let sandbox = ProcessSandbox::new(launchers, host.first_uid);
             let sandbox = sandbox.map_err(|e| Failure::new(Exit::Software, e))?;
-            sandboxes.process = Some(Arc::new(sandbox));
+            match closed(&sandbox, roots)? {
+                Some(why) => missing.push((Level::Process, why)),
+                None => sandboxes.process = Some(Arc::new(sandbox)),
+            }
         }
         if sandboxes.levels().is_empty() {
             return Err(Failure::new(Exit::Config, none_left(&missing)));
@@ -101,6 +107,30 @@ impl Prepared {
         }
         Ok(sandboxes)
     }
+}
+
+/// Why commands at level process, which see the host's paths, could not find their inputs by them: each would end with an exit code
+/// that says nothing of it.
+fn closed(sandbox: &ProcessSandbox, roots: &Path) -> Result<Option<String>, Failure> {
+    let Some(user) = sandbox.owner(0) else {
+        return Ok(None);
+    };
+    let closed = closed_to(roots, user.uid).map_err(|error| {
+        let text = format!(
+            "cannot look at {} as user {}: {error}",
+            roots.display(),
+            user.uid
+        );
+        Failure::new(Exit::Software, text)
+    })?;
+    Ok(closed.map(|closed| {
+        let closed = closed.display();
+        format!(
+            "the users that its actions run as ({} and others) cannot pass {closed}, on the way to their inputs; chmod o+x {closed}, \
+             or name another directory with --state-dir (BOXWRIGHT_STATE_DIR)",
+            user.uid
+        )
+    }))
 }
 
 /// What level full lacks here: as the doctor says it if it knows, else what went wrong.

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use clap::Args;
 use tokio::sync::{mpsc, oneshot};
 
@@ -13,6 +12,7 @@ use super::settings::{Source, StandaloneFlags};
 use crate::action::LiveOutput;
 use crate::cas::LocalStore;
 use crate::config::{HostConfig, StandaloneConfig};
+use crate::sandbox::LiveSink;
 use crate::scheduler::embedded::{ActionCache, Embedded, EmbeddedConfig};
 use crate::serve::{Listen, ServeError, Server, ServerConfig};
 use crate::worker::{Stop, WorkerEnd};
@@ -38,8 +38,6 @@ pub(super) struct StandaloneCommand {
 
 /// Results of actions that are kept.
 const RESULTS: usize = 100_000;
-/// Pieces of live output that wait for a reader.
-const PIECES: usize = 64;
 
 impl StandaloneCommand {
     pub(super) fn run(self) -> Done {
@@ -154,14 +152,7 @@ fn unavailable(error: ServeError) -> Failure {
 struct Streams(Arc<Embedded>);
 
 impl LiveOutput for Streams {
-    fn open(&self, stream: &str) -> Option<mpsc::Sender<Bytes>> {
-        let sink = self.0.stream_sink(stream)?;
-        let (sender, mut pieces) = mpsc::channel::<Bytes>(PIECES);
-        tokio::spawn(async move {
-            while let Some(piece) = pieces.recv().await {
-                sink.write(&piece);
-            }
-        });
-        Some(sender)
+    fn open(&self, stream: &str) -> Option<Box<dyn LiveSink>> {
+        Some(Box::new(self.0.stream_sink(stream)?))
     }
 }

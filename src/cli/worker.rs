@@ -54,7 +54,11 @@ impl WorkerCommand {
             let store = super::blobs::blocking(move || daemon::store(&host)).await?;
             let cas: Arc<dyn BlobSource> = Arc::new(RemoteCas::new(remote(&config))?);
             let live: Option<Arc<dyn LiveOutput>> = match &config.logstream {
-                Some(endpoint) => Some(Arc::new(LogStreams::new(endpoint, &config.credentials)?)),
+                Some(endpoint) => Some(Arc::new(LogStreams::new(
+                    endpoint,
+                    &config.credentials,
+                    config.patience.timeout,
+                )?)),
                 None => None,
             };
             let engine = Engine::new(&config.host, store, ground, Some(cas), live).await?;
@@ -113,6 +117,7 @@ fn rwapi(config: &WorkerConfig, levels: &[Level], inputs: &str) -> RwapiConfig {
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into(),
         capacity: config.host.slots,
+        stop_after: config.stop_after,
         priority: config.priority,
         credentials: config.credentials.clone(),
         ..RwapiConfig::new(config.bots.clone())

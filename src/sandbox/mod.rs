@@ -16,7 +16,8 @@ pub use slot::{Launchers, UidRange};
 
 pub use outcome::{Captured, End, Io, Outcome, SpillFile, Usage, UsageSource};
 pub use spec::{
-    CommandSpec, DEFAULT_PROFILE, Exempt, Identity, Inputs, Limits, RootShape, StreamSpec, View,
+    CommandSpec, DEFAULT_PROFILE, Exempt, Identity, Inputs, Limits, LiveSink, RootShape,
+    StreamSpec, View,
 };
 
 use crate::config::Owner;

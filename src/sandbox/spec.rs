@@ -1,6 +1,7 @@
 //! What to run: pure data, validated by whoever made it.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -181,5 +182,26 @@ pub struct StreamSpec {
     pub spill_dir: PathBuf,
     /// Gets each piece as it comes, until one finds no place: then it is dropped for good, so that what it got is
     /// the beginning of the whole.
-    pub live: Option<mpsc::Sender<Bytes>>,
+    pub live: Option<Box<dyn LiveSink>>,
+}
+
+/// Takes a stream while it is written. Dropped when the stream has ended.
+pub trait LiveSink: Send + Sync {
+    /// Whether there was a place for this piece. Does not wait for one.
+    fn piece(&mut self, piece: &[u8]) -> bool;
+}
+
+/// Its places are for pieces, whatever their length.
+impl LiveSink for mpsc::Sender<Bytes> {
+    fn piece(&mut self, piece: &[u8]) -> bool {
+        self.try_reserve()
+            .map(|place| place.send(Bytes::copy_from_slice(piece)))
+            .is_ok()
+    }
+}
+
+impl fmt::Debug for dyn LiveSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LiveSink")
+    }
 }

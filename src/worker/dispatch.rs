@@ -102,10 +102,6 @@ impl Dispatch {
     }
 
     fn lease(&mut self, lease: Box<Lease>) {
-        if self.slots.has(&lease.id) {
-            tracing::warn!(lease = %lease.id, "leased twice; the second is ignored");
-            return;
-        }
         let enough = self
             .settings
             .stop_after
@@ -114,8 +110,12 @@ impl Dispatch {
             self.scheduler.complete(&lease.id, preempted());
             return;
         }
+        // The scheduler counts alike: every lease that comes.
         self.taken += 1;
-        self.slots.wait(lease);
+        match self.slots.has(&lease.id) {
+            true => tracing::warn!(lease = %lease.id, "leased twice; the second is ignored"),
+            false => self.slots.wait(lease),
+        }
         self.fill();
         if Some(self.taken) == self.settings.stop_after {
             tracing::info!(

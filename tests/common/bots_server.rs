@@ -125,6 +125,13 @@ impl State {
             .any(|bot| bot.leases.iter().any(|job| job.id == id))
     }
 
+    /// How often a job was leased, as long as it is not over.
+    pub(crate) fn attempts(&self, id: &str) -> Option<u32> {
+        let leased = self.bots.values().flat_map(|bot| &bot.leases);
+        let mut jobs = self.queue.iter().chain(leased);
+        Some(jobs.find(|job| job.id == id)?.attempts)
+    }
+
     fn number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers

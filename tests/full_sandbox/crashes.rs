@@ -150,7 +150,7 @@ async fn a_killed_init_is_no_end_of_its_command() {
     let marker = marker();
     let mut spec = bed.shell(&family(&marker));
     let (send, mut receive) = mpsc::channel(10);
-    spec.stdout.live = Some(send);
+    spec.stdout.live = Some(Box::new(send));
     let (result, ()) = tokio::join!(bed.try_run(spec), async {
         assert!(receive.recv().await.is_some());
         let init = children(launcher)[0];
@@ -197,7 +197,7 @@ async fn a_dropped_sandbox_leaves_nothing() {
     let marker = marker();
     let mut spec = bed.shell(&family(&marker));
     let (send, mut receive) = mpsc::channel(10);
-    spec.stdout.live = Some(send);
+    spec.stdout.live = Some(Box::new(send));
     tokio::select! {
         outcome = bed.sandbox.run(0, spec, CancellationToken::new()) => panic!("{outcome:?}"),
         _ = receive.recv() => {}
@@ -332,7 +332,7 @@ async fn two_thousand_daemons_are_dead_within_a_second_of_a_cancel() {
             "i=0; while [ $i -lt 2000 ]; do (trap '' TERM; setsid sleep {marker} >&- 2>&- &); i=$((i+1)); done; echo ready; sleep {marker}"
         ));
         let (send, mut receive) = mpsc::channel(10);
-        spec.stdout.live = Some(send);
+        spec.stdout.live = Some(Box::new(send));
         let cancel = CancellationToken::new();
         let (outcome, asked) = tokio::join!(bed.sandbox.run(0, spec, cancel.clone()), async {
             assert!(receive.recv().await.is_some());

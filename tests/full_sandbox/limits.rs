@@ -196,7 +196,7 @@ async fn message_queues_of_a_neighbour_take_no_room() {
     let holds = format!("{FILL}; while [ ! -e /build/over ]; do sleep 0.01; done");
     let (send, mut filled) = tokio::sync::mpsc::channel(10);
     let mut spec = bed.shell(&holds);
-    spec.stdout.live = Some(send);
+    spec.stdout.live = Some(Box::new(send));
     let neighbour = async {
         filled.recv().await.unwrap();
         let fills = bed.shell(FILL);

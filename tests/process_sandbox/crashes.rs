@@ -33,7 +33,7 @@ async fn a_killed_launcher_is_reported_and_replaced() {
         let marker = marker();
         let mut spec = bed.shell(&family(&marker));
         let (send, mut receive) = mpsc::channel(10);
-        spec.stdout.live = Some(send);
+        spec.stdout.live = Some(Box::new(send));
         let (result, ()) =
             tokio::join!(bed.sandbox.run(0, spec, CancellationToken::new()), async {
                 receive.recv().await;
@@ -70,14 +70,14 @@ async fn a_slot_does_not_care_what_becomes_of_another() {
     let bed = Bed::with_slots(2);
     let mut spec = bed.shell("echo ready; while [ ! -e go ]; do sleep 0.01; done; exit 7");
     let (send, mut receive) = mpsc::channel(10);
-    spec.stdout.live = Some(send);
+    spec.stdout.live = Some(Box::new(send));
     let (outcome, ()) = tokio::join!(bed.run(spec), async {
         receive.recv().await;
         let launcher = bed.sandbox.launcher(1).unwrap();
         let marker = marker();
         let mut spec = bed.shell(&family(&marker));
         let (send, mut receive) = mpsc::channel(10);
-        spec.stdout.live = Some(send);
+        spec.stdout.live = Some(Box::new(send));
         let (result, ()) =
             tokio::join!(bed.sandbox.run(1, spec, CancellationToken::new()), async {
                 receive.recv().await;
@@ -110,7 +110,7 @@ async fn a_dropped_run_kills_its_command() {
     let marker = marker();
     let mut spec = bed.shell(&family(&marker));
     let (send, mut receive) = mpsc::channel(10);
-    spec.stdout.live = Some(send);
+    spec.stdout.live = Some(Box::new(send));
     tokio::select! {
         outcome = bed.sandbox.run(0, spec, CancellationToken::new()) => panic!("{outcome:?}"),
         _ = receive.recv() => {}
@@ -126,7 +126,7 @@ async fn a_dropped_sandbox_leaves_nothing() {
     let launcher = bed.sandbox.launcher(0).unwrap();
     let mut spec = bed.shell(&family(&marker));
     let (send, mut receive) = mpsc::channel(10);
-    spec.stdout.live = Some(send);
+    spec.stdout.live = Some(Box::new(send));
     tokio::select! {
         outcome = bed.sandbox.run(0, spec, CancellationToken::new()) => panic!("{outcome:?}"),
         _ = receive.recv() => {}

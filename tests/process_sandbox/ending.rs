@@ -14,7 +14,7 @@ const LONG: Duration = Duration::from_secs(300);
 /// Lets the command write one piece, then cancels it.
 async fn cancel_when_ready(bed: &Bed, mut spec: CommandSpec) -> boxwright::sandbox::Outcome {
     let (send, mut receive) = mpsc::channel(10);
-    spec.stdout.live = Some(send);
+    spec.stdout.live = Some(Box::new(send));
     let cancel = CancellationToken::new();
     let (outcome, ()) = tokio::join!(bed.sandbox.run(0, spec, cancel.clone()), async {
         assert!(

@@ -43,7 +43,7 @@ async fn output_beyond_the_cap_is_counted_and_still_seen_live() {
     let mut spec = bed.shell("head -c 10485760 /dev/zero >&2");
     spec.stderr.memory = 1000;
     spec.stderr.keep = 3 * MIB;
-    spec.stderr.live = Some(send);
+    spec.stderr.live = Some(Box::new(send));
     let outcome = bed.run(spec).await;
     assert_eq!(outcome.end, End::Exited(0));
     assert_eq!(outcome.stderr_dropped, 7 * MIB);
@@ -63,7 +63,7 @@ async fn a_live_reader_that_does_not_keep_up_holds_nobody_up() {
     let bed = Bed::new();
     let (send, mut receive) = mpsc::channel(1);
     let mut spec = bed.shell("head -c 1048576 /dev/zero");
-    spec.stdout.live = Some(send);
+    spec.stdout.live = Some(Box::new(send));
     let outcome = bed.run(spec).await;
     assert_eq!(text(&outcome.stdout).len() as u64, MIB);
     assert!(receive.recv().await.is_some());
@@ -85,7 +85,7 @@ async fn a_stranger_that_keeps_the_output_open_does_not_hold_the_worker_up() {
     let bed = Bed::new();
     let (send, mut receive) = mpsc::channel(10);
     let mut spec = bed.shell("echo $$; while [ ! -e go ]; do sleep 0.01; done; echo end");
-    spec.stdout.live = Some(send);
+    spec.stdout.live = Some(Box::new(send));
     let (outcome, stranger) = tokio::join!(bed.run(spec), async {
         let piece = receive.recv().await.unwrap();
         let pid = bed.outside(std::str::from_utf8(&piece).unwrap().trim());

@@ -93,6 +93,10 @@ pub(in crate::cli) fn lacks_for_full(host: &Host) -> Vec<String> {
         .collect()
 }
 
+/// What to do where programs cannot be executed.
+pub(in crate::cli) const NOEXEC_REMEDY: &str =
+    "mount it without noexec, or name a directory on another file system with --state-dir";
+
 /// The name of the line about the state directory.
 const STATE_DIR: &str = "state directory";
 
@@ -279,9 +283,24 @@ fn state_dir(host: &Host) -> Finding {
             "make it, and give it to the user that the worker runs as; or name another one with --state-dir",
         );
     }
+    if dir.noexec {
+        // Root shows its inputs on a file system of its own making, which is not concerned.
+        let staged = !host.root || host.fuse.device.is_err();
+        let (state, who) = match staged {
+            true => (State::Missing, "a worker does not start there"),
+            false => (
+                State::Weaker,
+                "a worker with --inputs staged does not start there",
+            ),
+        };
+        let what = format!(
+            "{path} is on a file system that is mounted noexec: no program of an input tree could be executed, so {who}"
+        );
+        return less(name, state, what, NOEXEC_REMEDY);
+    }
     if let Some(closed) = dir.closed_above.as_ref().filter(|_| host.root) {
         let what = format!(
-            "{} lets no other user pass, as actions at level process and overlays must",
+            "{} lets no other user pass, as actions at level process and overlays must: a worker cannot give level process there",
             closed.display()
         );
         return less(

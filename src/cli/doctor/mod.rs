@@ -13,8 +13,8 @@ use super::exit::{Exit, Failure, printable};
 use crate::config::Host;
 use crate::sandbox::linux::probe;
 
-pub(super) use findings::lacks_for_full;
 use findings::{Finding, State, findings};
+pub(super) use findings::{NOEXEC_REMEDY, lacks_for_full};
 
 /// The profile that lets boxwright use user namespaces where AppArmor restricts them.
 const APPARMOR: &str = include_str!("../../../systemd/apparmor-boxwright");

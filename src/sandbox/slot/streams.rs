@@ -93,17 +93,12 @@ impl Keeper {
         let got =
             rustix::io::retry_on_intr(|| rustix::io::read(pipe, spare_capacity(&mut self.buffer)))?;
         let piece = &self.buffer[before..];
-        if let Some(live) = &self.spec.live
+        if let Some(live) = &mut self.spec.live
             && got > 0
-        {
-            let kept_up = live
-                .try_reserve()
-                .map(|place| place.send(Bytes::copy_from_slice(piece)))
-                .is_ok();
             // What was shown stays the beginning of the whole: readers go on from there in the result.
-            if !kept_up {
-                self.spec.live = None;
-            }
+            && !live.piece(piece)
+        {
+            self.spec.live = None;
         }
         self.total += got as u64;
         Ok(got)
@@ -265,7 +260,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (send, mut receive) = mpsc::channel(1000);
         let mut spec = spec(1 << 20, 10, dir.path());
-        spec.live = Some(send);
+        spec.live = Some(Box::new(send));
         let data = vec![7; 300_000];
         captured(data.clone(), spec).await;
         let mut live = Vec::new();
@@ -280,7 +275,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (send, mut receive) = mpsc::channel(1);
         let mut spec = spec(1 << 20, u64::MAX, dir.path());
-        spec.live = Some(send);
+        spec.live = Some(Box::new(send));
         let (read, mut write) = io::pipe().unwrap();
         let over = CancellationToken::new();
         let mut capture = std::pin::pin!(capture(read.into(), spec, &over));
@@ -325,7 +320,7 @@ mod tests {
         let over = CancellationToken::new();
         let (send, mut receive) = mpsc::channel(1);
         let mut spec = spec(10, 100_000, dir.path());
-        spec.live = Some(send);
+        spec.live = Some(Box::new(send));
         let mut capture = Box::pin(capture(read.into(), spec, &over));
         // The piece is announced before it is written; the file is there once there is an entry in the directory.
         tokio::select! {

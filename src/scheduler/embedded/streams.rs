@@ -12,6 +12,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::sandbox::LiveSink;
+
 /// Bytes of a stream that are kept for readers.
 pub const WINDOW: usize = 1 << 20;
 /// Bytes that a reader gets at a time.
@@ -147,6 +149,13 @@ impl StreamSink {
         buffer.data.extend(kept);
         drop(buffer);
         self.stream.news.send_replace(());
+    }
+}
+
+impl LiveSink for StreamSink {
+    fn piece(&mut self, piece: &[u8]) -> bool {
+        self.write(piece);
+        true
     }
 }
 

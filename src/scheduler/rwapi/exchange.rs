@@ -10,6 +10,7 @@ use std::ops::ControlFlow;
 use tokio::time::{Instant, sleep_until};
 use tonic::{Code, Request, Response, Status};
 
+use super::identity;
 use super::leases::Echo;
 use super::metadata;
 use super::refusal::{self, Verdict};
@@ -21,6 +22,7 @@ impl Session {
     /// Creates the session. Its status is left unset: with OK the server would wait for work right
     /// here, and hand it out without the trailers.
     pub(super) async fn create(&mut self) -> ControlFlow<()> {
+        self.capacity = self.next_capacity();
         let session = self.message(rw::BotStatus::Unspecified, Echo::default().leases);
         let mut request = Request::new(rw::CreateBotSessionRequest {
             parent: self.config.instance.clone(),
@@ -44,7 +46,7 @@ impl Session {
         match answer {
             Ok(response) => self.created(response),
             Err(status) => {
-                let verdict = refusal::of_create(&status, &self.config, self.epoch == 0);
+                let verdict = refusal::of_create(&status, &self.config, !self.admitted);
                 self.judge(&status, verdict)
             }
         }
@@ -61,10 +63,11 @@ impl Session {
             session = %reply.name,
             bot = %self.bot_id,
             scheduler = %self.config.endpoint,
-            capacity = self.config.capacity,
+            capacity = self.capacity,
             "bot session created"
         );
         self.refused = false;
+        self.admitted = true;
         self.known = Some(Known {
             name: reply.name,
             version: reply.version,
@@ -173,7 +176,7 @@ impl Session {
             name,
             bot_id: self.bot_id.clone(),
             status: status as i32,
-            worker: Some(self.worker.clone()),
+            worker: Some(identity::worker(&self.bot_id, &self.config, self.capacity)),
             leases,
             expire_time: None,
             version,

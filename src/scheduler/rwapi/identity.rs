@@ -42,7 +42,7 @@ pub(super) fn bot_id(name: Option<&str>) -> String {
 /// Only the first device's properties are matched; `worker.properties` repeats them because
 /// BuildBox's worker does, and servers were written against it. The labels are there only: among the
 /// device's properties each would double the rows that BuildGrid keeps, and actions could ask for it.
-pub(super) fn worker(bot_id: &str, config: &RwapiConfig) -> rw::Worker {
+pub(super) fn worker(bot_id: &str, config: &RwapiConfig, capacity: usize) -> rw::Worker {
     let entry = |key: &str, value: String| rw::worker::Config {
         key: key.to_owned(),
         value,
@@ -69,7 +69,7 @@ pub(super) fn worker(bot_id: &str, config: &RwapiConfig) -> rw::Worker {
             })
             .collect(),
         configs: vec![
-            entry("capacity", config.capacity.to_string()),
+            entry("capacity", capacity.to_string()),
             entry("priority", config.priority.to_string()),
         ],
     }

@@ -49,6 +49,9 @@ pub struct RwapiConfig {
     pub labels: Vec<(String, String)>,
     /// How many leases at a time: the number of slots.
     pub capacity: usize,
+    /// How many leases are taken in all. More are not asked for, as every one that goes back costs its job an attempt; to drain
+    /// then is the worker's part.
+    pub stop_after: Option<u64>,
     /// Among workers that fit, the one with the smallest number is preferred (by servers that look at it).
     pub priority: i32,
     /// How often the scheduler hears from us.
@@ -66,6 +69,7 @@ impl RwapiConfig {
             platform: Vec::new(),
             labels: Vec::new(),
             capacity: 1,
+            stop_after: None,
             priority: 0,
             pacing: Pacing::default(),
         }

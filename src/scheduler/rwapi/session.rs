@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::leases::{Admission, Leases};
 use super::pace::Clock;
-use super::{Epoch, Note, RwapiConfig, identity};
+use super::{Epoch, Note, RwapiConfig};
 use crate::config::Line;
 use crate::reapi::proto::rw;
 use crate::reapi::proto::rw::bots_client::BotsClient;
@@ -32,9 +32,15 @@ pub(super) struct Session {
     pub(super) client: BotsClient<Line>,
     pub(super) config: RwapiConfig,
     pub(super) bot_id: String,
-    pub(super) worker: rw::Worker,
+    /// How many leases at a time this session may have. The server knows it since it created the session; another number takes
+    /// another session.
+    pub(super) capacity: usize,
+    /// Leases taken so far, in all sessions.
+    taken: u64,
     pub(super) known: Option<Known>,
     pub(super) leases: Leases,
+    /// Whether a server ever gave us a session.
+    pub(super) admitted: bool,
     /// How many sessions were lost; notes from before the last loss are void.
     pub(super) epoch: Epoch,
     pub(super) clock: Clock,
@@ -66,8 +72,10 @@ impl Session {
         }
         Session {
             client: BotsClient::new(line).max_decoding_message_size(REPLY_LIMIT),
-            worker: identity::worker(&bot_id, &config),
             clock: Clock::new(config.pacing.clone()),
+            capacity: 0,
+            taken: 0,
+            admitted: false,
             config,
             bot_id,
             known: None,
@@ -93,6 +101,7 @@ impl Session {
             self.take(note);
         }
         self.drained()?;
+        self.outgrow();
         let due = self.due();
         if due > Instant::now() {
             let until = self.leaves_at().map_or(due, |leaves| leaves.min(due));
@@ -144,11 +153,46 @@ impl Session {
         }
     }
 
+    /// How many more leases may be taken.
+    fn more(&self) -> usize {
+        let more = |most: u64| usize::try_from(most.saturating_sub(self.taken));
+        (self.config.stop_after.map(more))
+            .and_then(Result::ok)
+            .unwrap_or(usize::MAX)
+    }
+
+    /// How many leases at a time a session that begins now may have.
+    pub(super) fn next_capacity(&self) -> usize {
+        self.config.capacity.min(self.more())
+    }
+
+    /// Whether the server would give more than may be taken, once it has heard of all that ended.
+    fn is_outgrown(&self) -> bool {
+        self.capacity.saturating_sub(self.leases.running()) > self.more()
+    }
+
+    /// Leaves a session whose capacity is too large for the last leases, for one that fits. The new one closes it; as it holds no
+    /// lease, nothing is lost.
+    fn outgrow(&mut self) {
+        let unasked = rw::BotStatus::Unspecified;
+        let heard = self.known.as_ref().map(|known| known.heard);
+        // Whatever it gave before it heard that is in its answer.
+        if self.status() == unasked && heard == Some(unasked) && self.leases.len() == 0 {
+            self.known = None;
+            tracing::debug!(
+                capacity = self.next_capacity(),
+                "another session, for the last leases"
+            );
+        }
+    }
+
     /// The status to tell.
     pub(super) fn status(&self) -> rw::BotStatus {
         match (&self.drain, &self.problem) {
             (Some(_), _) => rw::BotStatus::BotTerminating,
             (None, Some(_)) => rw::BotStatus::Unhealthy,
+            // The server gives nothing then, and thinks no ill of us.
+            (None, None) if self.is_outgrown() => rw::BotStatus::Unspecified,
             (None, None) => rw::BotStatus::Ok,
         }
     }
@@ -158,7 +202,10 @@ impl Session {
         match (&self.drain, &self.problem) {
             (Some(_), _) => Admission::Closed("worker is shutting down".to_owned()),
             (None, Some(why)) => Admission::Closed(format!("the worker is unwell: {why}")),
-            (None, None) => Admission::UpTo(self.config.capacity),
+            (None, None) => Admission::UpTo(
+                self.capacity
+                    .min(self.leases.running().saturating_add(self.more())),
+            ),
         }
     }
 
@@ -170,7 +217,7 @@ impl Session {
 
     /// Whether the server may take its time to answer an update, because nothing runs.
     pub(super) fn is_idle(&self) -> bool {
-        self.status() == rw::BotStatus::Ok && self.leases.len() == 0 && self.config.capacity > 0
+        self.status() == rw::BotStatus::Ok && self.leases.len() == 0 && self.capacity > 0
     }
 
     fn due(&self) -> Instant {
@@ -179,7 +226,7 @@ impl Session {
             return self.clock.at_once();
         }
         match self.status() {
-            rw::BotStatus::Ok if self.leases.len() < self.config.capacity => self.clock.next_poll(),
+            rw::BotStatus::Ok if self.leases.len() < self.capacity => self.clock.next_poll(),
             rw::BotStatus::Ok => self.clock.after(pacing.full_interval),
             rw::BotStatus::BotTerminating => self.clock.after(pacing.terminating_interval),
             _ if self.leases.len() == 0 => self.clock.after(pacing.unwell_interval),
@@ -226,7 +273,8 @@ impl Session {
         ControlFlow::Break(())
     }
 
-    pub(super) fn emit(&self, event: Event) {
+    pub(super) fn emit(&mut self, event: Event) {
+        self.taken += u64::from(matches!(event, Event::Lease(_)));
         // Nobody listens only while everything is being taken down.
         let _ = self.events.send(event);
     }

@@ -32,6 +32,7 @@ fn able() -> Host {
             free: 50 << 30,
             reflinks: true,
             closed_above: None,
+            noexec: false,
         },
     }
 }

@@ -10,6 +10,7 @@ mod child;
 mod fuse;
 mod id_map;
 mod knobs;
+mod passage;
 mod state_dir;
 mod steps;
 mod sub_ids;
@@ -24,7 +25,8 @@ pub use child::child_main;
 pub use fuse::{Fuse, fuse};
 pub use id_map::IdMap;
 pub use knobs::{Knobs, knobs};
-pub use state_dir::{StateDir, state_dir};
+pub use passage::closed_to;
+pub use state_dir::{StateDir, forbids_programs, state_dir};
 pub use steps::{Attempt, Step, Trial, attempt};
 pub use sub_ids::{SubIds, sub_ids};
 pub use sys::landlock_abi;
@@ -80,7 +82,7 @@ impl Host {
     /// Probes this host for a daemon with this state directory and, if it is root, these ids for its actions.
     pub fn probe(dir: &Path, first_uid: u32) -> Result<Host, ProbeError> {
         let sub_ids = sub_ids();
-        let state_dir = state_dir(dir);
+        let state_dir = state_dir(dir, first_uid);
         Ok(Host {
             root: nix::unistd::geteuid().is_root(),
             kernel: rustix::system::uname()

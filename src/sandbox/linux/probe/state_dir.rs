@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use super::passage::closed_to;
+
 /// What is known of it.
 #[derive(Debug)]
 pub struct StateDir {
@@ -20,8 +22,10 @@ pub struct StateDir {
     pub free: u64,
     /// Whether files can be cloned instead of copied.
     pub reflinks: bool,
-    /// A directory on the way that other users cannot pass, if there is one.
+    /// A directory on the way that the users of a root daemon's actions cannot pass, if there is one.
     pub closed_above: Option<PathBuf>,
+    /// Whether its file system is mounted such that no program on it can be executed (noexec).
+    pub noexec: bool,
 }
 
 impl StateDir {
@@ -31,8 +35,15 @@ impl StateDir {
     }
 }
 
-/// Looks, and makes and removes two files.
-pub fn state_dir(dir: &Path) -> StateDir {
+/// Whether the file system of `path` is mounted such that no program on it can be executed (noexec). Files that are shown by
+/// another file system are not concerned.
+pub fn forbids_programs(path: &Path) -> io::Result<bool> {
+    let flags = rustix::fs::statvfs(path)?.f_flag;
+    Ok(flags.contains(rustix::fs::StatVfsMountFlags::NOEXEC))
+}
+
+/// Looks, and makes and removes two files; `id` is the user of actions.
+pub fn state_dir(dir: &Path, id: u32) -> StateDir {
     let nearest = dir
         .ancestors()
         .find(|path| path.is_dir())
@@ -53,12 +64,14 @@ pub fn state_dir(dir: &Path) -> StateDir {
         reflinks,
         kind: disk.map_or_else(|_| "unknown".to_owned(), |disk| kind(disk.f_type as u64)),
         free: space.map_or(0, |space| space.f_bavail.saturating_mul(space.f_frsize)),
-        // Whoever is not the owner passes by the last digit.
-        closed_above: (nearest.ancestors())
-            .find(|path| {
+        closed_above: closed_to(nearest, id).unwrap_or_else(|_| {
+            // Whoever is not the owner passes by the last digit.
+            let closed = |path: &&Path| {
                 fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o001 == 0)
-            })
-            .map(Path::to_owned),
+            };
+            nearest.ancestors().find(closed).map(Path::to_owned)
+        }),
+        noexec: forbids_programs(nearest).unwrap_or(false),
         nearest: nearest.to_owned(),
     }
 }
