@@ -1,6 +1,9 @@
 //! `boxwright run`, with a standalone of its own: the command's exit code and output, its outputs on disk,
 //! and everything that is not the command's failure told apart from it.
 
+#[path = "common/skipped.rs"]
+mod skipped;
+
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -267,6 +270,34 @@ fn what_is_not_the_command_s_failure_says_so() {
         err.contains("pool=none") && err.contains("refused"),
         "{err}"
     );
+}
+
+/// As a service or a CI job runs it.
+#[test]
+fn an_ordinary_user_without_a_home_needs_nothing_and_may_have_silence() {
+    use std::os::unix::process::CommandExt;
+    if !skipped::unless_root() {
+        return;
+    }
+    let place = Place::new();
+    std::fs::set_permissions(place.dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    // The tests' own may lie where no other user gets to.
+    let program = place.path("boxwright");
+    std::fs::copy(env!("CARGO_BIN_EXE_boxwright"), &program).unwrap();
+    let mut run = Command::new(program);
+    run.args(["run", "-q", "--", "/bin/sh", "-c", "echo out; exit 3"]);
+    run.current_dir(place.dir.path());
+    for name in ["HOME", "XDG_CACHE_HOME", "BOXWRIGHT_STATE_DIR"] {
+        run.env_remove(name);
+    }
+    run.env("TMPDIR", place.dir.path());
+    run.env("BOXWRIGHT_SANDBOX", "process");
+    run.uid(12_345).gid(12_345);
+    let (out, err) = ends(run, 3);
+    assert_eq!((&*out, &*err), ("out\n", ""));
+    // Nothing stays.
+    let left: Vec<_> = place.dir.path().read_dir().unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
 }
 
 #[test]
