@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use prost::Message;
 
 use super::command::{self, CheckedCommand};
@@ -24,14 +23,6 @@ use crate::tree::{self, MergeError, Tree, TreeStore};
 const MAX_ACTION: u64 = 1 << 20;
 /// The largest Command message that is read, in bytes: a long link line has a few megabytes.
 const MAX_COMMAND: u64 = 64 << 20;
-
-/// Arguments, variables, outputs and properties of a Command together. The kernel takes fewer arguments, and two bytes of an
-/// empty one become some dozens.
-const MAX_ENTRIES: usize = 1_000_000;
-/// Bytes from which a Command is taken apart on a thread of its own.
-const LARGE_COMMAND: usize = 1 << 20;
-/// The number of the field `platform` of a Command, which has entries itself.
-const PLATFORM: u64 = 5;
 
 /// A resolved action.
 #[derive(Debug)]
@@ -69,7 +60,9 @@ pub(super) async fn resolve(
     );
     let (input, mut missing) = tree.map_err(from_tree)?;
     let command = match command {
-        Ok(bytes) => Some(decode_command(command_digest, bytes).await?),
+        Ok(bytes) => Some(re::Command::decode(bytes).map_err(|e| {
+            Ending::BadRequest(format!("blob {command_digest} is not a Command: {e}"))
+        })?),
         Err(CasError::Missing(_)) => {
             missing.push(MissingBlob {
                 digest: command_digest,
@@ -220,28 +213,6 @@ async fn read_action(lease: &Lease, cas: &Cas) -> Result<(Digest, re::Action), E
     let action = re::Action::decode(bytes)
         .map_err(|e| Ending::BadRequest(format!("action {digest} is not an Action: {e}")))?;
     Ok((digest, action))
-}
-
-/// Takes a Command apart, after it was counted how much it would become.
-async fn decode_command(digest: Digest, bytes: Bytes) -> Result<re::Command, Ending> {
-    let large = bytes.len() > LARGE_COMMAND;
-    let decode = move || {
-        let bad = |why: &dyn std::fmt::Display| {
-            Ending::BadRequest(format!("blob {digest} is not a Command: {why}"))
-        };
-        let entries = tree::entries(&bytes, &[PLATFORM]).map_err(|why| bad(&why))?;
-        if entries > MAX_ENTRIES {
-            return Err(Ending::BadRequest(format!(
-                "Command {digest} has {entries} arguments, variables, outputs and properties; {MAX_ENTRIES} are the most"
-            )));
-        }
-        re::Command::decode(bytes).map_err(|why| bad(&why))
-    };
-    if !large {
-        return decode();
-    }
-    let decoded = tokio::task::spawn_blocking(decode).await;
-    decoded.unwrap_or_else(|e| Err(Ending::Infrastructure(format!("decoding a Command: {e}"))))
 }
 
 /// The timeout that the Action names. One of zero is what clients send that mean none.

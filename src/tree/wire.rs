@@ -71,21 +71,6 @@ fn varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
     })
 }
 
-/// How many fields a message has, those within its fields of the `nested` numbers counted too: each becomes a value of some dozens of
-/// bytes when it is decoded, however short it is.
-pub(crate) fn entries(mut message: &[u8], nested: &[u64]) -> Result<usize, &'static str> {
-    let mut count = 0;
-    while let Some(field) = next(&mut message)? {
-        count += 1;
-        if let Some(mut inner) = field.bytes.filter(|_| nested.contains(&field.number)) {
-            while next(&mut inner)?.is_some() {
-                count += 1;
-            }
-        }
-    }
-    Ok(count)
-}
-
 /// Appends the varint `value`.
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
@@ -98,16 +83,6 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn entries_are_counted_before_anything_is_made_of_them() {
-        let mut message = [0x12, 0].repeat(5);
-        message.extend([0x2a, 6]);
-        message.extend([0x0a, 0].repeat(3));
-        assert_eq!(entries(&message, &[]), Ok(6));
-        assert_eq!(entries(&message, &[5]), Ok(9));
-        assert!(entries(&message[..message.len() - 1], &[5]).is_err());
-    }
 
     #[test]
     fn numbers_go_there_and_back() {

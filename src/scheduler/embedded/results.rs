@@ -1,13 +1,13 @@
 //! The action cache: results of actions, one file each, below a directory of its own.
 //!
 //! A file is written beside its place and renamed into it, and carries a hash of its content: whatever a crash or a disk
-//! leaves behind is either a whole result or a miss. The least recently used results go first when there are too many, or
-//! when they take more than their part of the disk that they share with the blobs; a full disk takes results before it is told.
+//! leaves behind is either a whole result or a miss. The least recently used results go first when there are too many.
 //! Files are named `FUNCTION/HH/HASH-SIZE`; their modification time is the time of their last use, as far as a restart
 //! needs to know it.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Read};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use prost::Message;
 
 use super::references::available;
-use crate::cas::{CasError, LocalStore, disk_size};
+use crate::cas::{CasError, LocalStore};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction};
 
@@ -28,8 +28,6 @@ const MAGIC: &[u8; 8] = b"bxresult";
 const HEADER: usize = MAGIC.len() + 32;
 /// The largest result that is kept, in bytes: one that still fits into an answer.
 pub const MAX_RESULT: usize = (4 << 20) - (64 << 10);
-/// The part of the disk that the store can take which results may have.
-const PART: u64 = 8;
 /// How stale a file's modification time may become before a use refreshes it.
 const STALE: Duration = Duration::from_secs(600);
 
@@ -37,39 +35,12 @@ const STALE: Duration = Duration::from_secs(600);
 pub struct ActionCache {
     directory: PathBuf,
     store: Arc<LocalStore>,
-    index: Mutex<Index>,
-    max_entries: usize,
+    index: Mutex<LruCache<Digest, ()>>,
     names: AtomicU64,
 }
 
-/// What is there, in the order of the last use, each with the bytes of disk that it takes.
-struct Index {
-    results: LruCache<Digest, u64>,
-    /// Of all.
-    bytes: u64,
-}
-
-impl Index {
-    fn put(&mut self, action: Digest, bytes: u64) {
-        let before = self.results.put(action, bytes).unwrap_or_default();
-        self.bytes = self.bytes.saturating_sub(before).saturating_add(bytes);
-    }
-
-    fn pop(&mut self, action: Digest) {
-        let bytes = self.results.pop(&action).unwrap_or_default();
-        self.bytes = self.bytes.saturating_sub(bytes);
-    }
-
-    fn pop_oldest(&mut self) -> Option<Digest> {
-        let (action, bytes) = self.results.pop_lru()?;
-        self.bytes = self.bytes.saturating_sub(bytes);
-        Some(action)
-    }
-}
-
 impl ActionCache {
-    /// Opens or creates the cache in `directory`; keeps at most `max_entries` results, and of bytes no more than a part of what the store
-    /// can take; the least recently used go first.
+    /// Opens or creates the cache in `directory`; keeps at most `max_entries` results, the least recently used go first.
     pub fn open(
         directory: &Path,
         max_entries: usize,
@@ -90,37 +61,31 @@ impl ActionCache {
         for function in DigestFunction::ALL {
             scan(&directory.join(function.name()), function, &mut found)?;
         }
-        found.sort_by_key(|(used, ..)| *used);
+        found.sort_by_key(|(used, _)| *used);
         let cache = ActionCache {
             directory: directory.to_owned(),
             store,
-            index: Mutex::new(Index {
-                results: LruCache::unbounded(),
-                bytes: 0,
-            }),
-            max_entries: max_entries.max(1),
+            index: Mutex::new(LruCache::new(
+                NonZeroUsize::new(max_entries).unwrap_or(NonZeroUsize::MIN),
+            )),
             names: AtomicU64::new(0),
         };
-        {
-            let mut index = cache.index.lock();
-            for (_, digest, size) in found {
-                index.put(digest, disk_size(size));
-            }
+        for (_, digest) in found {
+            cache.note(digest);
         }
-        cache.shrink();
         Ok(Arc::new(cache))
     }
 
     /// The result of an action, if it is here and every blob that it names is still in the store.
     pub fn get(&self, action: Digest) -> Result<Option<re::ActionResult>, CasError> {
-        if self.index.lock().results.get(&action).is_none() {
+        if self.index.lock().get(&action).is_none() {
             return Ok(None);
         }
         let path = self.path(action);
         let bytes = match read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.index.lock().pop(action);
+                self.index.lock().pop(&action);
                 return Ok(None);
             }
             Err(error) => return Err(disk("read", &path, error)),
@@ -156,7 +121,7 @@ impl ActionCache {
             .directory
             .join("unwritten")
             .join(self.names.fetch_add(1, Ordering::Relaxed).to_string());
-        self.write(&unwritten, &bytes)?;
+        fs::write(&unwritten, &bytes).map_err(|error| disk("write", &unwritten, error))?;
         let placed = fs::rename(&unwritten, &path).or_else(|error| match path.parent() {
             Some(parent) if error.kind() == io::ErrorKind::NotFound => {
                 fs::create_dir_all(parent)?;
@@ -168,31 +133,13 @@ impl ActionCache {
             let _ = fs::remove_file(&unwritten);
             return Err(disk("rename to", &path, error));
         }
-        self.index.lock().put(action, disk_size(bytes.len() as u64));
-        self.shrink();
+        self.note(action);
         Ok(())
-    }
-
-    /// Where there is no room, old results and blobs make some.
-    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), CasError> {
-        let written = fs::write(path, bytes).or_else(|error| {
-            if error.kind() != io::ErrorKind::StorageFull {
-                return Err(error);
-            }
-            let half = self.len() / 2;
-            self.remove_oldest(|index| index.results.len() > half);
-            self.store.make_room(bytes.len() as u64);
-            fs::write(path, bytes)
-        });
-        written.map_err(|error| {
-            let _ = fs::remove_file(path);
-            disk("write", path, error)
-        })
     }
 
     /// How many results there are.
     pub fn len(&self) -> usize {
-        self.index.lock().results.len()
+        self.index.lock().len()
     }
 
     /// Whether there is none.
@@ -200,30 +147,16 @@ impl ActionCache {
         self.len() == 0
     }
 
-    /// Removes what goes beyond the bounds, but not the last one.
-    fn shrink(&self) {
-        let most = self.store.reach() / PART;
-        self.remove_oldest(|index| {
-            let count = index.results.len();
-            count > self.max_entries || (count > 1 && index.bytes > most)
-        });
-    }
-
-    fn remove_oldest(&self, as_long_as: impl Fn(&Index) -> bool) {
-        loop {
-            let mut index = self.index.lock();
-            let oldest = match as_long_as(&index) {
-                true => index.pop_oldest(),
-                false => None,
-            };
-            drop(index);
-            let Some(oldest) = oldest else { return };
-            let _ = fs::remove_file(self.path(oldest));
+    /// Makes `action` the most recently used and removes what goes beyond the bound.
+    fn note(&self, action: Digest) {
+        let gone = self.index.lock().push(action, ());
+        if let Some((gone, ())) = gone.filter(|(gone, ())| *gone != action) {
+            let _ = fs::remove_file(self.path(gone));
         }
     }
 
     fn remove(&self, action: Digest) {
-        self.index.lock().pop(action);
+        self.index.lock().pop(&action);
         let _ = fs::remove_file(self.path(action));
     }
 
@@ -277,7 +210,7 @@ fn decode(bytes: &[u8]) -> Option<re::ActionResult> {
 fn scan(
     directory: &Path,
     function: DigestFunction,
-    found: &mut Vec<(SystemTime, Digest, u64)>,
+    found: &mut Vec<(SystemTime, Digest)>,
 ) -> Result<(), CasError> {
     let list = |directory: &Path| match fs::read_dir(directory) {
         Ok(list) => Ok(Some(list)),
@@ -304,10 +237,9 @@ fn scan(
                 .to_str()
                 .and_then(|name| name.split_once('-'))
                 .and_then(|(hash, size)| Digest::parse(function, hash, size.parse().ok()?).ok());
-            let about = entry.metadata();
-            let about = about.and_then(|about| Ok((about.modified()?, about.len())));
-            if let (Some(digest), Ok((used, size))) = (digest, about) {
-                found.push((used, digest, size));
+            let used = entry.metadata().and_then(|about| about.modified());
+            if let (Some(digest), Ok(used)) = (digest, used) {
+                found.push((used, digest));
             }
         }
     }
@@ -399,42 +331,6 @@ mod tests {
         cache.put(action(1), &result(1)).unwrap();
         fs::remove_file(&path).unwrap();
         assert_eq!(cache.get(action(1)).unwrap(), None);
-    }
-
-    #[test]
-    fn results_take_no_more_than_their_part_of_the_disk() {
-        let root = tempfile::tempdir().unwrap();
-        let directory = root.path().join("ac");
-        let store = store(root.path());
-        let cache = ActionCache::open(&directory, 100, store.clone()).unwrap();
-        let large = |i: u8| re::ActionResult {
-            stdout_raw: vec![i; 600_000].into(),
-            ..Default::default()
-        };
-        for i in 0..10 {
-            cache.put(action(i), &large(i)).unwrap();
-            assert_eq!(cache.get(action(i)).unwrap(), Some(large(i)));
-        }
-        // Of 16 MiB an eighth.
-        assert_eq!(cache.len(), 3);
-        let there = |i: u8| cache.path(action(i)).exists();
-        assert_eq!([6, 7, 8, 9].map(there), [false, true, true, true]);
-        // One that is replaced counts once.
-        for _ in 0..5 {
-            cache.put(action(9), &result(9)).unwrap();
-        }
-        assert_eq!(cache.len(), 3);
-        // The bound holds for what is found as well.
-        for i in 0..8 {
-            let entry = cache.path(action(i));
-            fs::create_dir_all(entry.parent().unwrap()).unwrap();
-            fs::copy(cache.path(action(8)), entry).unwrap();
-        }
-        let cache = ActionCache::open(&directory, 100, store).unwrap();
-        let left: u64 = (0..10)
-            .filter_map(|i| Some(cache.path(action(i)).metadata().ok()?.len()))
-            .sum();
-        assert!((600_000..2 << 20).contains(&left), "{left}");
     }
 
     #[test]
