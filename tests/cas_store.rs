@@ -1025,48 +1025,6 @@ fn the_floor_counts_what_was_promised_and_not_what_is_taken_over() {
     assert_eq!(store.read(digest, 4 << 20).unwrap().unwrap(), data);
 }
 
-/// A command asks nobody before it writes.
-#[test]
-fn the_floor_holds_again_once_outputs_were_taken_over() {
-    let Some(mounted) = Mounted::new("size=16m") else {
-        return;
-    };
-    let mut config = config(&mounted.path().join("store"));
-    config.free_floor = 4 << 20;
-    let store = LocalStore::open(config).unwrap();
-    let free = || {
-        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
-        stat.f_bavail * stat.f_frsize
-    };
-    let mut last = None;
-    for n in 0..12 {
-        let (digest, data) = blob(n, 1 << 20);
-        store.put(digest, &data, false).unwrap();
-    }
-    for n in 20..60 {
-        let (digest, data) = blob(n, 1 << 20);
-        let output = store.scratch().join("output");
-        fs::write(&output, &data).unwrap();
-        store.adopt(digest, &output, false).unwrap();
-        assert!(free() >= 4 << 20, "{} after {n}", free());
-        assert!(store.contains(digest));
-        last = Some(digest);
-    }
-    // Somebody else fills the disk: what is asked to look at it makes room, and says nothing if there is none.
-    let rest = free() as usize - (1 << 20);
-    fs::write(mounted.path().join("other"), vec![0; rest]).unwrap();
-    store.keep_free();
-    assert!(free() >= 4 << 20, "{}", free());
-    let pin = store.pin(last);
-    let rest = free() as usize - (1 << 20);
-    fs::write(mounted.path().join("more"), vec![0; rest]).unwrap();
-    for _ in 0..20 {
-        store.keep_free();
-    }
-    assert!(last.is_some_and(|digest| store.contains(digest)));
-    drop(pin);
-}
-
 #[test]
 fn mounts_in_scratch_are_not_entered() {
     let Some(mounted) = Mounted::new("size=1m") else {

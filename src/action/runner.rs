@@ -2,7 +2,7 @@
 //! to the next as data, and the first phase that fails ends the action with its class.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -11,7 +11,7 @@ use super::failures::from_inputs;
 use super::resolve::{self, Resolved};
 use super::usage;
 use super::{Ending, Finished, LiveOutput, Settings};
-use crate::cas::{self, Cas, LocalStore};
+use crate::cas::{self, Cas};
 use crate::config::Owner;
 use crate::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
 use crate::observe::{self, ActionRecord};
@@ -23,8 +23,6 @@ use crate::tree::TreeStore;
 
 /// How many bytes of a stream are kept in memory before it goes to a file.
 const STREAM_MEMORY: usize = 64 << 10;
-/// How often the disk is looked at while a command runs.
-const FREE_AGAIN: Duration = Duration::from_millis(200);
 
 /// What a runner is made of.
 pub struct RunnerParts {
@@ -248,11 +246,10 @@ impl Runner {
             stdout: stream(&journey.lease.stdout_stream),
             stderr: stream(&journey.lease.stderr_stream),
         };
-        let running = sandbox.run(journey.slot, spec, journey.cancel.clone());
-        let outcome = tokio::select! {
-            outcome = running => outcome.map_err(|e| Ending::Infrastructure(e.to_string()))?,
-            never = keep_free(self.parts.cas.local()) => match never {},
-        };
+        let outcome = sandbox
+            .run(journey.slot, spec, journey.cancel.clone())
+            .await
+            .map_err(|e| Ending::Infrastructure(e.to_string()))?;
         let metadata = &mut journey.metadata;
         metadata.execution_start_timestamp = Some(time::timestamp(outcome.started));
         metadata.execution_completed_timestamp = Some(time::timestamp(outcome.finished));
@@ -283,17 +280,6 @@ impl Runner {
     pub(super) fn ending_of_inputs(&self, error: InputError, resolved: &Resolved) -> Ending {
         let whole = !self.parts.inputs.lazy();
         from_inputs(error, &resolved.tree, self.parts.cas.local(), whole)
-    }
-}
-
-/// Evicts blobs while a command fills the disk that it shares with them: it would be told that there is no room, and that
-/// would be its end and not the worker's.
-async fn keep_free(store: &Arc<LocalStore>) -> std::convert::Infallible {
-    loop {
-        tokio::time::sleep(FREE_AGAIN).await;
-        let store = store.clone();
-        // It can only have panicked, and the next one tells of that too.
-        let _ = tokio::task::spawn_blocking(move || store.keep_free()).await;
     }
 }
 

@@ -163,16 +163,11 @@ impl LocalStore {
             });
             self.index.lock().promised.written -= disk_bytes;
             match renamed {
-                Ok(()) => {
-                    if sealed.fixed {
-                        claim.add(kind);
-                    } else {
-                        self.same_file(&mut claim, kind, &target, stat)?;
-                    }
-                    // The command did not ask before it wrote. While the claim is held, this one stays.
-                    self.regain_the_floor(disk_bytes);
+                Ok(()) if sealed.fixed => {
+                    claim.add(kind);
                     return Ok(());
                 }
+                Ok(()) => return self.same_file(&mut claim, kind, &target, stat),
                 // Another mount of the same file system.
                 Err(Errno::XDEV) => {}
                 Err(e) => return Err(failed("take over", e)),

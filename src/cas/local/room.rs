@@ -29,14 +29,6 @@ pub(super) struct Floor {
     allowed: AtomicU64,
 }
 
-impl Floor {
-    /// Counts these bytes; whether free space must be looked up for them.
-    fn may_matter(&self, bytes: u64) -> bool {
-        let before = self.promised.fetch_add(bytes, Ordering::SeqCst);
-        before.saturating_add(bytes) >= self.allowed.load(Ordering::SeqCst)
-    }
-}
-
 /// Disk bytes promised to a file that is being written; counted as taken until dropped.
 pub(super) struct Reservation<S: Deref<Target = LocalStore>> {
     store: S,
@@ -294,29 +286,14 @@ impl LocalStore {
     /// Evicts while the file system has less free space than it is to keep. Free space is looked
     /// up only when what was promised since could matter. `bytes` are reserved by now.
     pub(super) fn keep_the_floor(&self, bytes: u64) -> Result<(), CasError> {
-        match self.floor.may_matter(bytes) {
-            true => self.look_at_the_floor(bytes),
-            false => Ok(()),
+        let promised = self
+            .floor
+            .promised
+            .fetch_add(bytes, Ordering::SeqCst)
+            .saturating_add(bytes);
+        if promised < self.floor.allowed.load(Ordering::SeqCst) {
+            return Ok(());
         }
-    }
-
-    /// Counts bytes that somebody has written to the file system, and evicts while it has less free space than it is to keep. That
-    /// this may not be enough is no failure of who calls.
-    pub(super) fn regain_the_floor(&self, written: u64) {
-        if self.floor.may_matter(written) {
-            self.keep_free();
-        }
-    }
-
-    /// Evicts while the file system has less free space than it is to keep, for those who write next to the store. Without words if
-    /// that is not enough: whoever then needs room is told.
-    pub fn keep_free(&self) {
-        if let Err(why) = self.look_at_the_floor(0) {
-            tracing::debug!("the floor of free space is not kept: {why}");
-        }
-    }
-
-    fn look_at_the_floor(&self, bytes: u64) -> Result<(), CasError> {
         // In this order: what is reserved from here on is counted as promised, or below, or both. Others
         // look for themselves meanwhile.
         self.floor.allowed.store(0, Ordering::SeqCst);
