@@ -390,6 +390,40 @@ async fn garbage_is_a_bad_request_not_a_crash() {
     assert!(matches!(finished.ending, Ending::BadRequest(text) if text.contains("command_digest")));
 }
 
+/// Each two bytes of these would be some dozens in memory.
+#[tokio::test]
+async fn a_command_of_too_many_empty_entries_is_refused_before_it_is_decoded() {
+    let bench = Bench::new(|_| {});
+    let variables = [0x12, 0].repeat(1_000_001);
+    let mut properties = vec![0x2a];
+    let inner = [0x0a, 0].repeat(1_000_000);
+    prost::encoding::encode_varint(inner.len() as u64, &mut properties);
+    properties.extend(inner);
+    for (message, what) in [
+        (variables, "environment variables"),
+        (properties, "platform properties"),
+    ] {
+        let command = bench.put(&message);
+        let finished = bench
+            .run_action(action(command, bench.root(&[])), CancellationToken::new())
+            .await;
+        assert!(
+            matches!(&finished.ending, Ending::BadRequest(text) if text.contains(what)),
+            "{:?}",
+            finished.ending
+        );
+    }
+    // A long one is none the worse.
+    let mut long = sh("test $# = 100000 && echo good > out");
+    long.arguments.push("sh".to_owned());
+    long.arguments.extend((0..100_000).map(|n| format!("{n}")));
+    let command = bench.put_message(&long);
+    let finished = bench
+        .run_action(action(command, bench.root(&[])), CancellationToken::new())
+        .await;
+    assert_eq!(finished.ending, Ending::Exited(0));
+}
+
 #[tokio::test]
 async fn all_timestamps_are_there_and_in_order() {
     let bench = Bench::new(|_| {});
