@@ -211,7 +211,11 @@ async fn read_action(lease: &Lease, cas: &Cas) -> Result<(Digest, re::Action), E
     let digest = lease
         .action_digest
         .unwrap_or_else(|| lease.function.digest(&bytes));
-    let refused = |why: String| Ending::BadRequest(format!("action {digest} {why}"));
+    let refused = |why: String| {
+        Ending::BadRequest(format!(
+            "action {digest} is not an Action that is taken: it {why}"
+        ))
+    };
     bounds::action(&bytes).map_err(refused)?;
     let action = re::Action::decode(bytes)
         .map_err(|e| Ending::BadRequest(format!("action {digest} is not an Action: {e}")))?;
@@ -222,8 +226,11 @@ async fn read_action(lease: &Lease, cas: &Cas) -> Result<(Digest, re::Action), E
 async fn decode_command(digest: Digest, bytes: Bytes) -> Result<re::Command, Ending> {
     let large = bytes.len() > LARGE;
     let decode = move || {
-        bounds::command(&bytes)
-            .map_err(|why| Ending::BadRequest(format!("Command {digest} {why}")))?;
+        bounds::command(&bytes).map_err(|why| {
+            Ending::BadRequest(format!(
+                "blob {digest} is not a Command that is taken: it {why}"
+            ))
+        })?;
         re::Command::decode(bytes)
             .map_err(|e| Ending::BadRequest(format!("blob {digest} is not a Command: {e}")))
     };
