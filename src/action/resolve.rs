@@ -5,12 +5,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost::Message;
 
 use super::command::{self, CheckedCommand};
 use super::failures::{from_cas, from_tree};
 use super::platform::{self, Demand, read_only};
-use super::{Ending, missing, settings::Settings};
+use super::{Ending, bounds, missing, settings::Settings};
 use crate::cas::{Cas, CasError};
 use crate::reapi::proto::re;
 use crate::reapi::status::MissingBlob;
@@ -23,6 +24,8 @@ use crate::tree::{self, MergeError, Tree, TreeStore};
 const MAX_ACTION: u64 = 1 << 20;
 /// The largest Command message that is read, in bytes: a long link line has a few megabytes.
 const MAX_COMMAND: u64 = 64 << 20;
+/// A message of more bytes is not decoded between other work.
+const LARGE: usize = 1 << 20;
 
 /// A resolved action.
 #[derive(Debug)]
@@ -60,9 +63,7 @@ pub(super) async fn resolve(
     );
     let (input, mut missing) = tree.map_err(from_tree)?;
     let command = match command {
-        Ok(bytes) => Some(re::Command::decode(bytes).map_err(|e| {
-            Ending::BadRequest(format!("blob {command_digest} is not a Command: {e}"))
-        })?),
+        Ok(bytes) => Some(decode_command(command_digest, bytes).await?),
         Err(CasError::Missing(_)) => {
             missing.push(MissingBlob {
                 digest: command_digest,
@@ -210,9 +211,36 @@ async fn read_action(lease: &Lease, cas: &Cas) -> Result<(Digest, re::Action), E
     let digest = lease
         .action_digest
         .unwrap_or_else(|| lease.function.digest(&bytes));
+    let refused = |why: String| {
+        Ending::BadRequest(format!(
+            "action {digest} is not an Action that is taken: it {why}"
+        ))
+    };
+    bounds::action(&bytes).map_err(refused)?;
     let action = re::Action::decode(bytes)
         .map_err(|e| Ending::BadRequest(format!("action {digest} is not an Action: {e}")))?;
     Ok((digest, action))
+}
+
+/// A large one takes a while, and has a thread of its own for it.
+async fn decode_command(digest: Digest, bytes: Bytes) -> Result<re::Command, Ending> {
+    let large = bytes.len() > LARGE;
+    let decode = move || {
+        bounds::command(&bytes).map_err(|why| {
+            Ending::BadRequest(format!(
+                "blob {digest} is not a Command that is taken: it {why}"
+            ))
+        })?;
+        re::Command::decode(bytes)
+            .map_err(|e| Ending::BadRequest(format!("blob {digest} is not a Command: {e}")))
+    };
+    if !large {
+        return decode();
+    }
+    match tokio::task::spawn_blocking(decode).await {
+        Ok(decoded) => decoded,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 /// The timeout that the Action names. One of zero is what clients send that mean none.
