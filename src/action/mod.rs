@@ -16,6 +16,7 @@ mod report;
 mod resolve;
 mod runner;
 mod settings;
+mod space;
 mod usage;
 
 use prost_types::Any;
