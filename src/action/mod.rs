@@ -17,6 +17,7 @@ mod report;
 mod resolve;
 mod runner;
 mod settings;
+mod space;
 mod usage;
 
 use prost_types::Any;

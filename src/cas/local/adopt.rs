@@ -153,26 +153,33 @@ impl LocalStore {
         };
         let kind = Kind::of(executable);
         let disk_bytes = disk_size(digest.size());
-        claim.charge(LocalStore::reserve_quota(self, digest.size())?);
+        let mut room = LocalStore::reserve_quota(self, digest.size())?;
         if sealed.whole {
             let target = BlobName::new(digest, kind);
             let blobs = self.layout.blobs(digest.function(), false);
-            self.index.lock().promised.written += disk_bytes;
+            // It has its blocks.
+            room.written(disk_bytes);
             let renamed = self.layout.in_shard(blobs, &target, || {
                 rustix::fs::renameat(dir, name, blobs, target.path())
             });
-            self.index.lock().promised.written -= disk_bytes;
             match renamed {
-                Ok(()) if sealed.fixed => {
-                    claim.add(kind);
+                Ok(()) => {
+                    claim.charge(room);
+                    if sealed.fixed {
+                        claim.add(kind);
+                    } else {
+                        self.same_file(&mut claim, kind, &target, stat)?;
+                    }
+                    // With the claim held: it makes room, and is not what goes for it.
+                    self.settle_the_floor(disk_bytes);
                     return Ok(());
                 }
-                Ok(()) => return self.same_file(&mut claim, kind, &target, stat),
                 // Another mount of the same file system.
-                Err(Errno::XDEV) => {}
+                Err(Errno::XDEV) => room.unwritten(),
                 Err(e) => return Err(failed("take over", e)),
             }
         }
+        claim.charge(room);
         self.keep_the_floor(disk_bytes)?;
         self.copy_in(&mut claim, kind, file)?;
         remove().map_err(|e| failed("remove", e))

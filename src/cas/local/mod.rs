@@ -254,9 +254,9 @@ impl LocalStore {
             self.released.wait(&mut index);
         }
         drop(index);
-        self.layout
-            .close()
-            .map_err(|e| disk("close blob store", self.layout.root.display(), e))
+        self.with_space(0, "close blob store", self.layout.root.display(), || {
+            self.layout.close()
+        })
     }
 }
 

@@ -22,6 +22,9 @@ const SLICE: usize = 128;
 /// The free space is looked up again after at most this many bytes: others fill the disk as well.
 const MOST_UNCHECKED: u64 = 64 << 20;
 
+/// A file system with less than this free is full: the last blocks may be somebody's already.
+const FULL: u64 = 256 << 10;
+
 /// How much was promised since the free space was last looked up.
 #[derive(Default)]
 pub(super) struct Floor {
@@ -91,6 +94,16 @@ impl<S: Deref<Target = LocalStore>> Reservation<S> {
         self.store.index.lock().promised.written += more;
     }
 
+    /// Takes note that none of it is on the disk after all.
+    pub(super) fn unwritten(&mut self) {
+        let written = std::mem::take(&mut self.promised.written);
+        self.store
+            .index
+            .lock()
+            .promised
+            .end(Promised { all: 0, written });
+    }
+
     /// Disk bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.promised.all
@@ -111,7 +124,19 @@ impl<S: Deref<Target = LocalStore>> Drop for Reservation<S> {
 }
 
 /// Bytes of files that lie next to the store and are not its own; counted as its own until dropped.
-pub struct Beside(#[expect(dead_code, reason = "held for its drop")] Reservation<Arc<LocalStore>>);
+pub struct Beside(Reservation<Arc<LocalStore>>);
+
+impl Beside {
+    /// Disk bytes.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+
+    /// Takes note that the files have been written.
+    pub fn written(&mut self) {
+        self.0.written(self.0.bytes());
+    }
+}
 
 impl LocalStore {
     /// Counts files that were written next to the store and take so many bytes of disk, evicting what is necessary for the quota.
@@ -120,6 +145,12 @@ impl LocalStore {
         reservation.grow_within_quota(bytes)?;
         reservation.written(bytes);
         Ok(Beside(reservation))
+    }
+
+    /// Promises room to a file of `size` bytes that is going to be written next to the store, in the quota and above the floor of
+    /// free space, evicting what is necessary.
+    pub fn reserve_beside(self: &Arc<Self>, size: u64) -> Result<Beside, CasError> {
+        Ok(Beside(LocalStore::reserve(Arc::clone(self), size)?))
     }
 
     /// The largest blob that can be kept at all, in bytes.
@@ -246,10 +277,13 @@ impl LocalStore {
             freed = freed.saturating_add(before.saturating_sub(index.taken()));
             if victims.is_empty() {
                 drop(index);
-                if self.spares.drop_oldest(&mut gone) {
-                    continue;
+                if !self.spares.drop_oldest(&mut gone) {
+                    break;
                 }
-                break;
+                // What was counted as beside the store.
+                let after = self.index.lock().taken();
+                freed = freed.saturating_add(before.saturating_sub(after));
+                continue;
             }
             parking_lot::MutexGuard::unlocked(&mut index, || self.unlink(&victims));
             for (slot, _, _) in victims {
@@ -286,14 +320,54 @@ impl LocalStore {
     /// Evicts while the file system has less free space than it is to keep. Free space is looked
     /// up only when what was promised since could matter. `bytes` are reserved by now.
     pub(super) fn keep_the_floor(&self, bytes: u64) -> Result<(), CasError> {
+        if self.is_allowed(bytes) {
+            return Ok(());
+        }
+        self.restore_the_floor(bytes)
+    }
+
+    /// Counts a file of so many bytes of disk that somebody else has written and that is the store's now. It is here, whatever
+    /// the free space is: others make room for it.
+    pub(super) fn settle_the_floor(&self, bytes: u64) {
+        if !self.is_allowed(bytes) {
+            self.keep_free();
+        }
+    }
+
+    fn is_allowed(&self, bytes: u64) -> bool {
         let promised = self
             .floor
             .promised
             .fetch_add(bytes, Ordering::SeqCst)
             .saturating_add(bytes);
-        if promised < self.floor.allowed.load(Ordering::SeqCst) {
-            return Ok(());
+        promised < self.floor.allowed.load(Ordering::SeqCst)
+    }
+
+    /// Whether less is free on the file system than is to stay free; costs one system call.
+    pub fn is_below_floor(&self) -> bool {
+        self.free_space()
+            .is_ok_and(|free| free < self.config.free_floor)
+    }
+
+    /// Evicts while less is free on the file system than is to stay free: for those whose files next to the store nobody
+    /// counted before they were written.
+    pub fn keep_free(&self) {
+        if let Err(error) = self.restore_the_floor(0) {
+            // Whoever writes next is told; an adoption is not.
+            tracing::debug!(%error, "the floor of free space cannot be kept");
         }
+    }
+
+    /// Whether the file system has next to nothing left, so that whoever writes there fails.
+    pub fn is_disk_full(&self) -> bool {
+        rustix::fs::fstatvfs(&self.layout.top).is_ok_and(|stat| {
+            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+            // Not all file systems have a number of inodes.
+            free < FULL || (stat.f_files > 0 && stat.f_ffree == 0)
+        })
+    }
+
+    fn restore_the_floor(&self, bytes: u64) -> Result<(), CasError> {
         // In this order: what is reserved from here on is counted as promised, or below, or both. Others
         // look for themselves meanwhile.
         self.floor.allowed.store(0, Ordering::SeqCst);
