@@ -1,6 +1,8 @@
 //! `boxwright run`, with a standalone of its own: the command's exit code and output, its outputs on disk,
 //! and everything that is not the command's failure told apart from it.
 
+#[path = "common/mounted.rs"]
+mod mounted;
 #[path = "common/skipped.rs"]
 mod skipped;
 
@@ -312,4 +314,27 @@ fn two_at_a_time_do_not_disturb_each_other() {
     assert_eq!(out, "meanwhile\n");
     std::fs::write(&gate, "go").unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// Old outputs go for new ones, and no command fails because they are there.
+#[test]
+fn outputs_keep_the_floor_of_free_space() {
+    let Some(mounted) = mounted::Mounted::new("size=64m,mode=755") else {
+        return;
+    };
+    let place = Place::new();
+    let free = || {
+        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    for n in 0..8 {
+        let script = format!("head -c 20000000 /dev/urandom > o && : {n}");
+        let mut run = place.sh(&["--output", "o"], &script);
+        run.env("BOXWRIGHT_STATE_DIR", mounted.path().join("state"));
+        run.env("BOXWRIGHT_CAS_FREE_FLOOR", "4M");
+        ends(run, 0);
+        let size = std::fs::metadata(place.path("o")).unwrap().len();
+        assert_eq!(size, 20_000_000, "run {n}");
+        assert!(free() >= 4 << 20, "{} after {n}", free());
+    }
 }

@@ -175,7 +175,7 @@ impl Runner {
         let root = self.roots[journey.slot].clone();
         let hold = Some(Arc::new(root.lock_owned().await));
         let begun = Instant::now();
-        space::make(self.parts.cas.local()).await;
+        space::make(self.parts.cas.local(), 0).await;
         let request = StageRequest {
             name: format!("{}-{}", journey.slot, uuid::Uuid::new_v4().simple()),
             tree: resolved.tree.clone(),
@@ -248,9 +248,10 @@ impl Runner {
             stderr: stream(&journey.lease.stderr_stream),
         };
         let run = sandbox.run(journey.slot, spec, journey.cancel.clone());
-        let (outcome, disk) = space::kept(self.parts.cas.local(), run).await;
+        let store = self.parts.cas.local();
+        let (outcome, disk) = space::kept(store, run).await;
         let outcome = outcome.map_err(|e| Ending::Infrastructure(e.to_string()))?;
-        space::tell(disk, &outcome.end)?;
+        space::tell(store, disk, &outcome.end).await?;
         let metadata = &mut journey.metadata;
         metadata.execution_start_timestamp = Some(time::timestamp(outcome.started));
         metadata.execution_completed_timestamp = Some(time::timestamp(outcome.finished));

@@ -330,7 +330,7 @@ impl LocalStore {
     /// the free space is: others make room for it.
     pub(super) fn settle_the_floor(&self, bytes: u64) {
         if !self.is_allowed(bytes) {
-            self.keep_free();
+            self.keep_free(0);
         }
     }
 
@@ -343,16 +343,17 @@ impl LocalStore {
         promised < self.floor.allowed.load(Ordering::SeqCst)
     }
 
-    /// Whether less is free on the file system than is to stay free; costs one system call.
-    pub fn is_below_floor(&self) -> bool {
-        self.free_space()
-            .is_ok_and(|free| free < self.config.free_floor)
+    /// Bytes that may still be written until less is free than is to stay free; costs one system call.
+    pub fn free_above_floor(&self) -> u64 {
+        // Whoever writes will be told.
+        let free = self.free_space().unwrap_or(u64::MAX);
+        free.saturating_sub(self.config.free_floor)
     }
 
-    /// Evicts while less is free on the file system than is to stay free: for those whose files next to the store nobody
-    /// counted before they were written.
-    pub fn keep_free(&self) {
-        if let Err(error) = self.restore_the_floor(0) {
+    /// Evicts while `ahead` more bytes do not fit above the floor of free space: for those whose files next to the store nobody
+    /// counts before they are written.
+    pub fn keep_free(&self, ahead: u64) {
+        if let Err(error) = self.restore_the_floor(ahead) {
             // Whoever writes next is told; an adoption is not.
             tracing::debug!(%error, "the floor of free space cannot be kept");
         }

@@ -147,7 +147,7 @@ impl ActionCache {
         }
         self.leave();
         // They were on the disk before anybody counted them.
-        self.store.keep_free();
+        self.store.keep_free(0);
     }
 
     /// The result of an action, if it is here and every blob that it names is still in the store.
