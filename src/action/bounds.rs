@@ -38,7 +38,7 @@ pub(super) fn command(mut message: &[u8]) -> Result<(), String> {
 }
 
 /// Refuses a serialized Action that holds too many platform properties.
-pub(super) fn action(mut message: &[u8]) -> Result<(), String> {
+pub(crate) fn action(mut message: &[u8]) -> Result<(), String> {
     let mut properties = 0;
     while let Some(Field { number, bytes }) = wire::next(&mut message)? {
         if let (10, Some(platform)) = (number, bytes) {

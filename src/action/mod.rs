@@ -1,7 +1,7 @@
 //! The life of one action, from its lease to its result: resolve, stage, run, collect, publish.
 //! An action goes through this line once, forwards; nothing calls back up.
 
-mod bounds;
+pub(crate) mod bounds;
 mod command;
 mod conclude;
 pub mod ending;
