@@ -270,7 +270,8 @@ async fn a_command_that_failed_is_told_as_that_whatever_it_left_at_its_outputs()
     let finished = bench.run(command(script), bench.root(&[])).await;
     assert_eq!(finished.ending, Ending::Exited(3), "{finished:?}");
     assert!(finished.message.contains("pipe") && !finished.cacheable);
-    assert_eq!(&finished.result.unwrap().stderr_raw[..], b"wrong\n");
+    let said = format!("wrong\nboxwright: {}\n", finished.message);
+    assert_eq!(&finished.result.unwrap().stderr_raw[..], said.as_bytes());
     let action = re::Action {
         timeout: Some(prost_types::Duration {
             seconds: 1,
@@ -284,6 +285,48 @@ async fn a_command_that_failed_is_told_as_that_whatever_it_left_at_its_outputs()
     let finished = bench.run_action(action, CancellationToken::new()).await;
     let timed_out = matches!(finished.ending, Ending::TimedOut { .. });
     assert!(timed_out, "{finished:?}");
+    let stderr = finished.result.unwrap().stderr_raw;
+    let stderr = String::from_utf8_lossy(&stderr);
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert!(
+        matches!(&lines[..], [end, beside] if end.contains("timeout") && beside.contains("pipe")),
+        "{stderr}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_left_out_of_a_clean_result_is_told_in_it_and_the_same_each_time() {
+    let bench = Bench::new(|_| {});
+    let run = async |script: &str| {
+        let command = re::Command {
+            output_paths: vec!["d".into()],
+            ..sh(script)
+        };
+        let finished = bench.run(command, bench.root(&[])).await;
+        assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+        assert!(finished.cacheable);
+        let result = finished.result.unwrap();
+        let stderr = match &result.stderr_digest {
+            None => result.stderr_raw.to_vec(),
+            digest => bench.blob(digest.as_ref()),
+        };
+        (finished.message, String::from_utf8(stderr).unwrap())
+    };
+    let several = "mkdir d; echo x > d/f; for n in";
+    let (message, stderr) = run(&format!("{several} 1 2 3; do mkfifo d/pipe$n; done")).await;
+    assert_eq!(stderr, format!("boxwright: {message}\n"));
+    let paths = ["d/pipe1", "d/pipe2", "d/pipe3"].map(|path| message.find(path));
+    assert!(paths[0].is_some() && paths.is_sorted(), "{message}");
+    // Whatever order a directory lists them in; and on a line of its own, in a blob as well.
+    let again = format!("{several} 2 3 1; do mkfifo d/pipe$n; done");
+    assert_eq!(run(&again).await, (message.clone(), stderr));
+    for size in [10, 2000, 100_000] {
+        let script = format!("{again}; head -c {size} /dev/zero | tr '\\0' x >&2");
+        let (_, stderr) = run(&script).await;
+        let said = stderr.strip_prefix(&"x".repeat(size));
+        assert_eq!(said, Some(&*format!("\nboxwright: {message}\n")), "{size}");
+    }
+    assert_eq!(run("mkdir d; echo said >&2").await.1, "said\n");
 }
 
 #[tokio::test]
@@ -345,6 +388,40 @@ async fn garbage_is_a_bad_request_not_a_crash() {
         .run_action(re::Action::default(), CancellationToken::new())
         .await;
     assert!(matches!(finished.ending, Ending::BadRequest(text) if text.contains("command_digest")));
+}
+
+/// Each two bytes of these would be some dozens in memory.
+#[tokio::test]
+async fn a_command_of_too_many_empty_entries_is_refused_before_it_is_decoded() {
+    let bench = Bench::new(|_| {});
+    let variables = [0x12, 0].repeat(1_000_001);
+    let mut properties = vec![0x2a];
+    let inner = [0x0a, 0].repeat(1_000_000);
+    prost::encoding::encode_varint(inner.len() as u64, &mut properties);
+    properties.extend(inner);
+    for (message, what) in [
+        (variables, "environment variables"),
+        (properties, "platform properties"),
+    ] {
+        let command = bench.put(&message);
+        let finished = bench
+            .run_action(action(command, bench.root(&[])), CancellationToken::new())
+            .await;
+        assert!(
+            matches!(&finished.ending, Ending::BadRequest(text) if text.contains(what)),
+            "{:?}",
+            finished.ending
+        );
+    }
+    // A long one is none the worse.
+    let mut long = sh("test $# = 100000 && echo good > out");
+    long.arguments.push("sh".to_owned());
+    long.arguments.extend((0..100_000).map(|n| format!("{n}")));
+    let command = bench.put_message(&long);
+    let finished = bench
+        .run_action(action(command, bench.root(&[])), CancellationToken::new())
+        .await;
+    assert_eq!(finished.ending, Ending::Exited(0));
 }
 
 #[tokio::test]

@@ -16,7 +16,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use boxwright::cas::CasError;
 use boxwright::cas::local::{LocalStore, StoreConfig, StoreUsage};
+use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
+use boxwright::scheduler::embedded::ActionCache;
 use mounted::Mounted;
 
 const BLOCK: u64 = 4096;
@@ -1023,6 +1025,84 @@ fn the_floor_counts_what_was_promised_and_not_what_is_taken_over() {
     fs::write(mounted.path().join("other"), vec![0; rest]).unwrap();
     store.adopt(digest, &output, false).unwrap();
     assert_eq!(store.read(digest, 4 << 20).unwrap().unwrap(), data);
+}
+
+#[test]
+fn after_an_adoption_the_floor_holds_again() {
+    let Some(mounted) = Mounted::new("size=16m") else {
+        return;
+    };
+    let mut config = config(&mounted.path().join("store"));
+    config.free_floor = 2 << 20;
+    let store = LocalStore::open(config).unwrap();
+    let free = || {
+        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    // A look at the disk while it is empty allows for much.
+    put(&store, 0, 4096);
+    for n in 1..40 {
+        let (digest, data) = blob(n, 1 << 20);
+        let output = store.scratch().join("output");
+        fs::write(&output, &data).unwrap();
+        store.adopt(digest, &output, false).unwrap();
+        assert!(free() >= 2 << 20, "{} after {n}", free());
+        assert!(store.contains(digest));
+    }
+    assert!(store.usage().disk > 10 << 20);
+    // What a command writes is counted by nobody; whoever looks makes room for it.
+    assert!(!store.is_disk_full());
+    let mut other = fs::File::create(mounted.path().join("other")).unwrap();
+    std::io::copy(&mut std::io::repeat(1), &mut other).unwrap_err();
+    assert!(store.free_above_floor() == 0 && store.is_disk_full());
+    store.keep_free(0);
+    assert!(free() >= 2 << 20 && !store.is_disk_full(), "{}", free());
+    store.keep_free(3 << 20);
+    assert!(store.free_above_floor() >= 3 << 20, "{}", free());
+}
+
+#[test]
+fn results_of_actions_do_not_fill_the_disk() {
+    let Some(mounted) = Mounted::new("size=32m") else {
+        return;
+    };
+    let mut config = config(&mounted.path().join("store"));
+    config.free_floor = 2 << 20;
+    let open = || {
+        let store = LocalStore::open(config.clone()).unwrap();
+        let results = ActionCache::open(&mounted.path().join("ac"), 1000, store.clone()).unwrap();
+        (store, results)
+    };
+    let free = || {
+        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    let result = |n| re::ActionResult {
+        stdout_raw: content(n, 3_900_000).into(),
+        ..Default::default()
+    };
+    let (store, results) = open();
+    for n in 0..12 {
+        results.put(blob(n, 9).0, &result(n)).unwrap();
+        assert!(free() >= 2 << 20, "{} after {n}", free());
+    }
+    assert!(results.len() > 5 && results.get(blob(11, 9).0).unwrap().is_some());
+    put(&store, 1, 4 << 20);
+    // Somebody else takes all that is left, and nobody can shut down.
+    let mut other = fs::File::create(mounted.path().join("other")).unwrap();
+    std::io::copy(&mut std::io::repeat(1), &mut other).unwrap_err();
+    results.put(blob(20, 9).0, &result(20)).unwrap();
+    assert!(results.get(blob(20, 9).0).unwrap().is_some());
+    assert!(free() >= 2 << 20, "{}", free());
+    std::io::copy(&mut std::io::repeat(1), &mut other).unwrap_err();
+    store.close().unwrap();
+    drop((store, results));
+    // After a kill, whoever opens it finds too little free, and makes room.
+    drop(open());
+    std::io::copy(&mut std::io::repeat(1), &mut other).unwrap_err();
+    let (store, results) = open();
+    assert!(free() >= 2 << 20 && !results.is_empty(), "{}", free());
+    put(&store, 2, 4 << 20);
 }
 
 #[test]

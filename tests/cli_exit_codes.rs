@@ -22,6 +22,22 @@ fn boxwright(arguments: &[&str]) -> Command {
     command
 }
 
+/// The same command with at most so many KiB of memory for its data.
+fn limited(command: &Command, kib: u32) -> Command {
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "ulimit -d $0 && exec \"$@\"", &kib.to_string()])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    limited
+}
+
 /// Runs it; asserts the code, and that standard error says all of these.
 fn fails(mut command: Command, code: i32, says: &[&str]) -> Output {
     let output = command.output().unwrap();
@@ -465,5 +481,51 @@ fn blobs_and_trees_go_in_and_come_out() {
         assert!(String::from_utf8_lossy(&output.stdout).contains("missing"));
         fails(cas(&["get", &absent, "-"]), 1, &["not in the CAS"]);
         fails(cas(&["tree", DIGEST]), 65, &["Directory"]);
+
+        // Two bytes for each empty directory, which a decoder makes hundreds of.
+        let hostile = [&[0x0a, 0][..], &[0x12, 0].repeat(4 << 20)].concat();
+        std::fs::write(path("hostile"), hostile).unwrap();
+        let digest = succeeds(cas(&["put", &path("hostile")]));
+        for arguments in [
+            &["tree", digest.trim()][..],
+            &["get", "--tree", digest.trim(), "x"],
+        ] {
+            let says = ["is not a Tree", "more than 1048576 directories"];
+            fails(limited(&cas(arguments), 512 << 10), 65, &says);
+        }
     }
+}
+
+#[test]
+fn an_upload_that_the_cas_cannot_keep_is_69_and_says_what_was_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    for n in 0..12 {
+        std::fs::write(source.join(n.to_string()), vec![n; 10 << 20]).unwrap();
+    }
+    let server = Standalone::start(dir.path(), &["--cas-quota-high", "64M"]);
+    let source = source.to_str().unwrap();
+    let says = ["the CAS is too small", "of 13 blobs", "--cas-quota-high"];
+    let output = fails(
+        boxwright(&["cas", "put", "--remote", &server.remote, source]),
+        69,
+        &says,
+    );
+    assert!(output.stdout.is_empty(), "a digest was printed");
+    // With the Command and the Action.
+    let says = ["the CAS is too small", "of 15 blobs", "--cas-quota-high"];
+    let run = [
+        "run",
+        "--remote",
+        &server.remote,
+        "--input",
+        source,
+        "--",
+        "/bin/true",
+    ];
+    fails(boxwright(&run), 69, &says);
+    // What fits is taken, as it was.
+    let one = format!("{source}/1");
+    succeeds(boxwright(&["cas", "put", "--remote", &server.remote, &one]));
 }

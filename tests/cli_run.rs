@@ -1,6 +1,11 @@
 //! `boxwright run`, with a standalone of its own: the command's exit code and output, its outputs on disk,
 //! and everything that is not the command's failure told apart from it.
 
+#[path = "common/mounted.rs"]
+mod mounted;
+#[path = "common/skipped.rs"]
+mod skipped;
+
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -269,6 +274,34 @@ fn what_is_not_the_command_s_failure_says_so() {
     );
 }
 
+/// As a service or a CI job runs it.
+#[test]
+fn an_ordinary_user_without_a_home_needs_nothing_and_may_have_silence() {
+    use std::os::unix::process::CommandExt;
+    if !skipped::unless_root() {
+        return;
+    }
+    let place = Place::new();
+    std::fs::set_permissions(place.dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    // The tests' own may lie where no other user gets to.
+    let program = place.path("boxwright");
+    std::fs::copy(env!("CARGO_BIN_EXE_boxwright"), &program).unwrap();
+    let mut run = Command::new(program);
+    run.args(["run", "-q", "--", "/bin/sh", "-c", "echo out; exit 3"]);
+    run.current_dir(place.dir.path());
+    for name in ["HOME", "XDG_CACHE_HOME", "BOXWRIGHT_STATE_DIR"] {
+        run.env_remove(name);
+    }
+    run.env("TMPDIR", place.dir.path());
+    run.env("BOXWRIGHT_SANDBOX", "process");
+    run.uid(12_345).gid(12_345);
+    let (out, err) = ends(run, 3);
+    assert_eq!((&*out, &*err), ("out\n", ""));
+    // Nothing stays.
+    let left: Vec<_> = place.dir.path().read_dir().unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}
+
 #[test]
 fn two_at_a_time_do_not_disturb_each_other() {
     let place = Place::new();
@@ -281,4 +314,27 @@ fn two_at_a_time_do_not_disturb_each_other() {
     assert_eq!(out, "meanwhile\n");
     std::fs::write(&gate, "go").unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// Old outputs go for new ones, and no command fails because they are there.
+#[test]
+fn outputs_keep_the_floor_of_free_space() {
+    let Some(mounted) = mounted::Mounted::new("size=64m,mode=755") else {
+        return;
+    };
+    let place = Place::new();
+    let free = || {
+        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    for n in 0..8 {
+        let script = format!("head -c 20000000 /dev/urandom > o && : {n}");
+        let mut run = place.sh(&["--output", "o"], &script);
+        run.env("BOXWRIGHT_STATE_DIR", mounted.path().join("state"));
+        run.env("BOXWRIGHT_CAS_FREE_FLOOR", "4M");
+        ends(run, 0);
+        let size = std::fs::metadata(place.path("o")).unwrap().len();
+        assert_eq!(size, 20_000_000, "run {n}");
+        assert!(free() >= 4 << 20, "{} after {n}", free());
+    }
 }

@@ -1,14 +1,16 @@
 //! Staged roots whose recurring directories are kept and mounted: an action sees what it would with a root of its own, cannot change
 //! what others see, and what is in use stays whatever else comes and goes.
 
+#[path = "common/mounted.rs"]
+mod mounted;
 #[path = "common/skipped.rs"]
 mod skipped;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use boxwright::cas::{Cas, LocalStore, StoreConfig};
+use boxwright::cas::{Cas, CasError, LocalStore, StoreConfig};
 use boxwright::config::Owner;
 use boxwright::inputs::fuse::private_mounts;
 use boxwright::inputs::staged::Staged;
@@ -16,6 +18,7 @@ use boxwright::inputs::{InputRoots, StageRequest, StagedRoot};
 use boxwright::reapi::proto::re;
 use boxwright::reapi::{Digest, DigestFunction};
 use boxwright::tree::{TreeLimits, TreeStore, fetch};
+use mounted::Mounted;
 use prost::Message;
 
 const OTHER: Owner = Owner {
@@ -35,26 +38,43 @@ fn as_other(program: &str) -> Command {
 struct World {
     dir: tempfile::TempDir,
     cas: Cas,
+    _disk: Option<Mounted>,
 }
 
 impl World {
     /// `None`, and said so, where nothing can be mounted.
     fn new() -> Option<World> {
+        World::of(1 << 40, None)
+    }
+
+    /// With a store of so many bytes, on a disk of so many.
+    fn of(high_water: u64, disk: Option<u64>) -> Option<World> {
         if !skipped::unless_root() {
             return None;
         }
         // Of this thread and those that it starts.
         private_mounts().unwrap();
-        let dir = tempfile::tempdir().unwrap();
+        let (disk, dir) = match disk {
+            Some(bytes) => {
+                let disk = Mounted::new(&format!("size={bytes},mode=711"))?;
+                let dir = tempfile::tempdir_in(disk.path()).unwrap();
+                (Some(disk), dir)
+            }
+            None => (None, tempfile::tempdir().unwrap()),
+        };
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
         let local = LocalStore::open(StoreConfig {
             root: dir.path().join("cas"),
-            high_water: 1 << 40,
-            low_water: 1 << 39,
+            high_water,
+            low_water: high_water / 10 * 8,
             free_floor: 0,
         });
         let cas = Cas::new(local.unwrap(), None);
-        Some(World { dir, cas })
+        Some(World {
+            dir,
+            cas,
+            _disk: disk,
+        })
     }
 
     fn cached(&self, idle_nodes: u64) -> Staged {
@@ -144,6 +164,51 @@ impl World {
             hold: None,
         };
         staged.stage(request).await.unwrap()
+    }
+
+    /// A tree with a directory of 20 files of 256 KiB that no other round has, dated or not.
+    fn heavy(&self, round: u32, dated: bool) -> Digest {
+        let file = |n: u32| {
+            let data = [round, n].map(u32::to_le_bytes).concat().repeat(32 << 10);
+            re::FileNode {
+                name: format!("f{n:02}"),
+                digest: Some(self.put(&data).to_proto()),
+                node_properties: dated.then(|| re::NodeProperties {
+                    mtime: Some(prost_types::Timestamp {
+                        seconds: 1_000_000,
+                        nanos: 0,
+                    }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }
+        };
+        let lib = self.directory(&re::Directory {
+            files: (0..20).map(file).collect(),
+            ..Default::default()
+        });
+        self.directory(&re::Directory {
+            directories: vec![node("lib", lib)],
+            ..Default::default()
+        })
+    }
+
+    /// Bytes of disk that all files here take, however many names they have.
+    fn on_disk(&self) -> u64 {
+        let mut inodes = HashMap::new();
+        let mut stack = vec![self.dir.path().to_owned()];
+        while let Some(path) = stack.pop() {
+            for entry in std::fs::read_dir(path).unwrap() {
+                let entry = entry.unwrap();
+                // What is removed in the background goes while this looks.
+                let Ok(meta) = entry.metadata() else { continue };
+                match meta.is_dir() {
+                    true => stack.push(entry.path()),
+                    false => drop(inodes.insert(meta.ino(), meta.blocks() * 512)),
+                }
+            }
+        }
+        inodes.values().sum()
     }
 
     /// The directories that are kept.
@@ -426,6 +491,91 @@ async fn what_is_used_stays_and_what_is_not_goes() {
     used.remove().await.unwrap();
     come_and_go("the last".to_owned()).await;
     settles(|| world.kept() == 1).await;
+}
+
+/// A few actions with a tree, one after another; the last finds a part of it kept.
+async fn some_actions(world: &World, cached: &Staged, root: Digest) {
+    for n in 0..3 {
+        let shown = world.stage(cached, root, &["out"], &["out/made"]).await;
+        assert!(n < 2 || mounted(&*shown));
+        shown.remove().await.unwrap();
+    }
+}
+
+async fn rounds_within_a_quota(dated: bool) {
+    const HIGH: u64 = 24 << 20;
+    let Some(world) = World::of(HIGH, None) else {
+        return;
+    };
+    let cached = world.cached(PLENTY);
+    for round in 0..10 {
+        let root = world.heavy(round, dated);
+        some_actions(&world, &cached, root).await;
+        settles(|| world.on_disk() <= HIGH).await;
+    }
+    // A quarter of the store: one of these directories.
+    settles(|| world.kept() == 1).await;
+    // Nothing else is there than what the store says, but for its own small files.
+    let counted = world.cas.local().usage().disk;
+    let copies = if dated { 20 * (256 << 10) } else { 0 };
+    assert!(world.on_disk() <= counted + copies + (64 << 10));
+}
+
+#[tokio::test]
+async fn the_quota_holds_on_the_disk_with_all_that_is_kept() {
+    rounds_within_a_quota(false).await;
+}
+
+/// A file with a time of its own is no link.
+#[tokio::test]
+async fn the_quota_holds_on_the_disk_with_copies_that_are_kept() {
+    rounds_within_a_quota(true).await;
+}
+
+async fn rounds_on_a_small_disk(dated: bool) {
+    let Some(world) = World::of(1 << 40, Some(32 << 20)) else {
+        return;
+    };
+    let cached = world.cached(PLENTY);
+    for round in 0..10 {
+        // Putting its files fails when there is no room.
+        let root = world.heavy(round, dated);
+        some_actions(&world, &cached, root).await;
+    }
+    assert!(world.kept() > 0);
+    world.put(&vec![1; 30 << 20]);
+    settles(|| world.kept() == 0).await;
+}
+
+/// A quota larger than the disk would let more be kept than there is room for.
+#[tokio::test]
+async fn a_full_disk_takes_uploads_as_long_as_something_is_kept_that_nobody_uses() {
+    rounds_on_a_small_disk(false).await;
+}
+
+#[tokio::test]
+async fn a_full_disk_takes_uploads_as_long_as_copies_are_kept_that_nobody_uses() {
+    rounds_on_a_small_disk(true).await;
+}
+
+/// What an action uses does not go for an upload; what it has left does.
+#[tokio::test]
+async fn what_is_used_does_not_make_room() {
+    let Some(world) = World::of(24 << 20, None) else {
+        return;
+    };
+    let cached = world.cached(PLENTY);
+    let root = world.heavy(0, false);
+    some_actions(&world, &cached, root).await;
+    let used = world.stage(&cached, root, &["out"], &["out/made"]).await;
+    let before = look(used.path());
+    let large = vec![1; 20 << 20];
+    let digest = DigestFunction::Sha256.digest(&large);
+    let refused = world.cas.local().put(digest, &large, false);
+    assert!(matches!(refused, Err(CasError::Full { .. })), "{refused:?}");
+    assert_eq!(look(used.path()), before);
+    used.remove().await.unwrap();
+    world.put(&large);
 }
 
 #[tokio::test]

@@ -152,7 +152,7 @@ async fn a_command_sees_its_inputs_and_leaves_its_outputs() {
 /// The launcher unmounts when it has a moment; until then the kernel lets nobody else have the directories of an overlay.
 #[tokio::test]
 async fn a_root_that_a_launcher_still_holds_is_in_nobodys_way() {
-    let Some(bench) = Bench::fuse_at_full(0x7300_0000, |_| {}) else {
+    let Some(bench) = Bench::fuse_at_full(None, 0x7300_0000, |_| {}) else {
         return;
     };
     for new in [true, false] {
@@ -175,7 +175,7 @@ async fn a_root_that_a_launcher_still_holds_is_in_nobodys_way() {
 async fn what_has_no_name_any_more_counts_as_written() {
     let bound =
         |settings: &mut Settings| settings.strategies.base.limits.disk_bytes = Some(8 << 20);
-    let Some(bench) = Bench::fuse_at_full(0x7300_0100, bound) else {
+    let Some(bench) = Bench::fuse_at_full(None, 0x7300_0100, bound) else {
         return;
     };
     let root = put(&bench, &[("file", File(b"in"))]);
@@ -411,6 +411,35 @@ async fn large_inputs_of_an_action_that_ended_are_not_kept_by_its_mounts() {
         .store
         .put(F.digest(&vec![8; 40 << 20]), &vec![8; 40 << 20], false);
     assert!(another.is_ok(), "{another:?}");
+}
+
+/// What is kept for the next action's sake goes before an upload is refused, from the disk too.
+#[tokio::test]
+async fn inputs_kept_for_the_next_action_make_room_for_an_upload() {
+    const HIGH: u64 = 48 << 20;
+    let Some(bench) = Bench::fuse_in(HIGH) else {
+        return;
+    };
+    let large = vec![7; 8 << 20];
+    let root = put(&bench, &[("lib", Dir(&[("large", File(&large))]))]);
+    for _ in 0..2 {
+        let finished = bench.run(sh("cmp -n 9 lib/large lib/large"), root).await;
+        assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+    }
+    let dir = bench.dir.path().to_str().unwrap();
+    let laid = || {
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let laid = { mounts.lines() }
+            .filter(|line| line.contains(dir) && line.contains("/parts/"))
+            .filter(|line| line.contains("/large "));
+        laid.count()
+    };
+    assert_eq!(laid(), 1);
+    let upload = vec![8; 44 << 20];
+    let put = bench.store.put(F.digest(&upload), &upload, false);
+    assert!(put.is_ok(), "{put:?}");
+    assert_eq!(laid(), 0);
+    assert!(bench.store.usage().disk <= HIGH);
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 
 #[path = "common/everyone.rs"]
 mod everyone;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -451,6 +453,95 @@ fn files_are_moved_not_copied() {
     let stored = std::fs::metadata(stored).unwrap();
     assert_eq!((stored.ino(), stored.mode() & 0o7777), (inode, 0o444));
     assert!(!world.path("big").exists());
+}
+
+/// Somebody of the command's user outlives it and puts other files in the outputs' places, over and over.
+#[test]
+fn no_file_put_in_an_outputs_place_meanwhile_becomes_its_blob() {
+    use rustix::fs::{Mode, OFlags, RenameFlags};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    if !skipped::unless_root() {
+        return;
+    }
+    const FILES: usize = 300;
+    let user = rustix::fs::Uid::from_raw(12_345);
+    for round in 0..5 {
+        let mut world = world();
+        let names: Vec<String> = (0..FILES).map(|n| format!("f-{n:03}")).collect();
+        for name in &names {
+            world.write(&format!("out/{name}"), &format!("good {round} {name}"));
+            world.write(&format!("evil/{name}"), &format!("evil {round} {name}"));
+        }
+        for path in ["out", "evil"] {
+            std::os::unix::fs::chown(world.path(path), Some(12_345), None).unwrap();
+        }
+        let open = |path| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            rustix::fs::open(world.path(path), flags, Mode::empty()).unwrap()
+        };
+        let (out, evil) = (open("out"), open("evil"));
+        let (begun, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        let paths: Vec<String> = names.iter().map(|name| format!("out/{name}")).collect();
+        let paths: Vec<&str> = paths.iter().map(|path| &**path).collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    // Not the first ones: each of them is looked at twice, and its action fails.
+                    for name in &names[10..] {
+                        let exchange = RenameFlags::EXCHANGE;
+                        let _ = rustix::fs::renameat_with(&out, name, &evil, name, exchange);
+                    }
+                    begun.store(true, Ordering::Relaxed);
+                }
+            });
+            while !begun.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            let collected = world.collect_any(&paths);
+            done.store(true, Ordering::Relaxed);
+            let collected = collected.unwrap();
+            assert_eq!(collected.result.output_files.len(), FILES);
+            for file in &collected.result.output_files {
+                // Also checks that it is what its digest says.
+                let content = String::from_utf8(world.content(file.digest.as_ref())).unwrap();
+                assert!(content.ends_with(file.path.trim_start_matches("out/")));
+            }
+        });
+        let stored = (world.dir.path().join("cas/sha256").read_dir().unwrap())
+            .flat_map(|shard| shard.unwrap().path().read_dir().unwrap())
+            .map(|file| file.unwrap().path());
+        for file in stored {
+            let digest = SHA256.digest(&std::fs::read(&file).unwrap());
+            let name = file.file_name().unwrap().to_str().unwrap();
+            assert!(name.starts_with(&digest.hash_hex()), "{name}: {digest}");
+        }
+    }
+}
+
+/// What many files are taken out of is closed to the command's user first; one file is looked at twice instead.
+#[test]
+fn a_directory_of_many_outputs_is_closed_to_the_commands_user() {
+    if !skipped::unless_root() {
+        return;
+    }
+    let mut world = world();
+    for (directory, files) in [("few", 3), ("many", 100)] {
+        for n in 0..files {
+            world.write(&format!("{directory}/{n}"), &format!("{directory} {n}"));
+        }
+        let path = world.path(directory);
+        std::os::unix::fs::chown(&path, Some(12_345), Some(12_345)).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    let collected = world.collect_any(&["few", "many"]).unwrap();
+    assert_eq!(collected.result.output_directories.len(), 2);
+    let now = |directory| {
+        let stat = world.path(directory).metadata().unwrap();
+        (stat.uid(), stat.gid(), stat.mode() & 0o777)
+    };
+    assert_eq!(now("few"), (12_345, 12_345, 0o777));
+    assert_eq!(now("many"), (0, 0, 0o700));
 }
 
 #[test]

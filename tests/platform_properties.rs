@@ -192,6 +192,10 @@ impl Worker {
             }),
             ..action(command, root)
         };
+        self.run_action(action).await
+    }
+
+    async fn run_action(&self, action: re::Action) -> Finished {
         let cancel = CancellationToken::new();
         let finished = self.runner.run(&lease(&action), 0, &cancel, &|_| {}).await;
         self.runner.settle().await;
@@ -299,6 +303,99 @@ async fn a_chroot_is_what_the_input_root_is_merged_into() {
         "{}",
         missing[0].what
     );
+}
+
+#[tokio::test]
+async fn all_that_is_missing_of_a_chroot_is_named_with_all_else() {
+    let worker = Worker::new(&[Level::Full], |_| {});
+    let absent = |name: &str| F.digest(name.as_bytes());
+    let tree = |files: &[&str], directory: Option<&str>| {
+        let directories = { directory.into_iter() }.map(|name| re::DirectoryNode {
+            name: name.into(),
+            digest: Some(absent(name).to_proto()),
+        });
+        let files = files.iter().map(|name| re::FileNode {
+            name: (*name).into(),
+            digest: Some(absent(name).to_proto()),
+            ..Default::default()
+        });
+        let message = re::Directory {
+            files: files.collect(),
+            directories: directories.collect(),
+            ..Default::default()
+        };
+        worker.put(&message.encode_to_vec())
+    };
+    let here = worker.put(&sh("true").encode_to_vec());
+    let whole = worker.tree(&["there"], &[]);
+    // Which directories of the two trees are missing, and whether the Command is: of both trees a file is, one of them in both.
+    for (root, chroot, command, more) in [
+        (None, Some("bin"), here, vec!["bin"]),
+        (Some("src"), None, here, vec!["src"]),
+        (Some("src"), Some("bin"), here, vec!["bin", "src"]),
+        (None, None, absent("command"), vec!["command"]),
+        (None, Some("bin"), absent("command"), vec!["bin", "command"]),
+    ] {
+        let chroot = tree(&["both", "libx"], chroot);
+        let asks = |chroot: Digest| re::Action {
+            platform: Some(re::Platform {
+                properties: vec![re::platform::Property {
+                    name: "chrootRootDigest".into(),
+                    value: chroot.to_string(),
+                }],
+            }),
+            ..action(command, tree(&["both", "foo"], root))
+        };
+        let all: Vec<&str> = more.into_iter().chain(["both", "foo", "libx"]).collect();
+        let finished = worker.run_action(asks(chroot)).await;
+        let Ending::MissingInputs(missing) = finished.ending else {
+            panic!("{finished:?}")
+        };
+        let mut digests: Vec<Digest> = missing.iter().map(|blob| blob.digest).collect();
+        let mut expected: Vec<Digest> = all.iter().map(|name| absent(name)).collect();
+        digests.sort();
+        expected.sort();
+        assert_eq!(digests, expected, "{all:?} and not {missing:?}");
+        let of_chroot = format!("input file libx of chrootRootDigest {chroot}");
+        let told = |what: &str| missing.iter().any(|blob| blob.what == what);
+        assert!(told(&of_chroot) && told("input file foo"), "{missing:?}");
+
+        // One that has all of its own adds nothing.
+        let finished = worker.run_action(asks(whole)).await;
+        let Ending::MissingInputs(missing) = finished.ending else {
+            panic!("{finished:?}")
+        };
+        assert!(
+            !missing.iter().any(|blob| blob.what.contains("chroot")),
+            "{missing:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_chroot_that_only_the_command_names_is_looked_at_too() {
+    let worker = Worker::new(&[Level::Full], |_| {});
+    let (lost, gone) = (F.digest(b"lost"), F.digest(b"gone"));
+    #[allow(deprecated)]
+    let command = re::Command {
+        platform: Some(re::Platform {
+            properties: vec![re::platform::Property {
+                name: "chrootRootDigest".into(),
+                value: lost.to_string(),
+            }],
+        }),
+        ..sh("true")
+    };
+    let command = worker.put(&command.encode_to_vec());
+    let finished = worker.run_action(action(command, gone)).await;
+    let Ending::MissingInputs(missing) = finished.ending else {
+        panic!("{finished:?}")
+    };
+    let mut digests: Vec<Digest> = missing.iter().map(|blob| blob.digest).collect();
+    digests.sort();
+    let mut expected = [lost, gone];
+    expected.sort();
+    assert_eq!(digests, expected);
 }
 
 #[tokio::test]

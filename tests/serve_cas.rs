@@ -8,6 +8,7 @@ use std::time::Duration;
 use boxwright::reapi::proto::bytestream as bs;
 use boxwright::reapi::proto::re;
 use boxwright::reapi::proto::re::compressor::Value as Compressor;
+use boxwright::reapi::proto::re::content_addressable_storage_client::ContentAddressableStorageClient;
 use boxwright::reapi::{Digest, DigestFunction};
 use boxwright::serve::MAX_BATCH;
 use prost::Message;
@@ -272,6 +273,114 @@ async fn tree(
         pages.push(page);
     }
     Ok(pages)
+}
+
+/// Two bytes of an empty node would be more than a hundred in memory.
+#[tokio::test]
+async fn a_tree_of_nodes_without_names_is_refused_before_it_is_decoded() {
+    let server = standalone().await;
+    let root = server.keep(&[0x0a, 0].repeat(1_000_000));
+    let error = tree(&server, root, 0, "").await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(error.message().contains("is not a Directory"), "{error}");
+}
+
+#[tokio::test]
+async fn a_directory_too_large_for_an_answer_is_left_out_of_a_tree() {
+    let server = standalone().await;
+    let file = |n: u32| re::FileNode {
+        name: format!("{n:0100}"),
+        digest: Some(sha(b"x").to_proto()),
+        ..Default::default()
+    };
+    let large = re::Directory {
+        files: (0..25_000).map(file).collect(),
+        ..Default::default()
+    };
+    let large = server.keep(&large.encode_to_vec());
+    assert!(large.size() > 4 << 20);
+    let small = directory(&server, &[]);
+    let root = directory(&server, &[("large", large), ("small", small)]);
+    let pages = tree(&server, root, 0, "").await.unwrap();
+    assert_eq!(pages[0].directories.len(), 2);
+    let error = tree(&server, large, 0, "").await.unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn who_takes_no_page_of_a_tree_keeps_no_place() {
+    let server = standalone_with(
+        |config| config.download_idle = Duration::from_millis(50),
+        |_| {},
+    )
+    .await;
+    // Some pages of a megabyte each, which is more than fits between the two.
+    let file = |n: u32, m: u32| re::FileNode {
+        name: format!("{n:0100}-{m}"),
+        digest: Some(sha(b"x").to_proto()),
+        ..Default::default()
+    };
+    let page = |m: u32| re::Directory {
+        files: (0..5_000).map(|n| file(n, m)).collect(),
+        ..Default::default()
+    };
+    let parts: Vec<(String, Digest)> = (0..8)
+        .map(|m| (format!("part-{m}"), server.keep(&page(m).encode_to_vec())))
+        .collect();
+    let parts: Vec<(&str, Digest)> = parts.iter().map(|(n, d)| (&**n, *d)).collect();
+    let root = directory(&server, &parts);
+    let mut stalled = Vec::new();
+    let ask = || re::GetTreeRequest {
+        root_digest: Some(root.to_proto()),
+        ..Default::default()
+    };
+    // More than there are places, each on a connection of its own, as they share what a connection may hold.
+    for _ in 0..40 {
+        let channel = tonic::transport::Endpoint::from_shared(server.address.clone()).unwrap();
+        let mut client = ContentAddressableStorageClient::new(channel.connect().await.unwrap());
+        stalled.push(client.get_tree(ask()).await.unwrap());
+    }
+    let mut ends = Vec::new();
+    for stream in stalled {
+        let mut stream = stream.into_inner();
+        ends.push(loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => break Code::Ok,
+                Err(error) => break error.code(),
+            }
+        });
+    }
+    assert!(ends.contains(&Code::DeadlineExceeded), "{ends:?}");
+}
+
+/// It would keep its place from others as long as it likes.
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_closed() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let server = standalone_with(
+        |config| {
+            config.max_connections = 2;
+            config.greeting = Duration::from_millis(200);
+        },
+        |_| {},
+    )
+    .await;
+    let address = server.address.strip_prefix("http://").unwrap().to_owned();
+    let mut silent = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let mut slow = tokio::net::TcpStream::connect(&address).await.unwrap();
+    slow.write_all(b"PRI * HTTP/2.0").await.unwrap();
+    // Both places are taken: it waits for one of them.
+    let root = directory(&server, &[]);
+    assert_eq!(tree(&server, root, 0, "").await.unwrap().len(), 1);
+    for connection in [&mut silent, &mut slow] {
+        let mut rest = Vec::new();
+        let closed = tokio::time::timeout(PATIENCE, connection.read_to_end(&mut rest));
+        let _ = closed.await.expect("it is closed");
+    }
+    // One that has spoken stays, however long it is silent then.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(tree(&server, root, 0, "").await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -3,8 +3,7 @@
 
 use std::time::Instant;
 
-use super::conclude::{conclude, left_out};
-use super::failures::from_outputs;
+use super::conclude::{conclude, with_outputs};
 use super::isolation::isolation;
 use super::publish::{self, Stream};
 use super::report;
@@ -14,7 +13,7 @@ use super::usage;
 use super::{Ending, Finished, ServerLog, missing};
 use crate::cas::Held;
 use crate::inputs::{Beneath, InputError, StagedRoot};
-use crate::outputs::{self, CollectRequest, Collected, OutputError};
+use crate::outputs::{self, CollectRequest, Collected};
 use crate::reapi::any::pack;
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction, time};
@@ -34,8 +33,7 @@ impl Runner {
             return Err(Ending::Cancelled);
         }
         if let Some(trouble) = staged.trouble() {
-            let troubled = self.troubled(trouble, resolved);
-            return or_cancelled(journey.cancel, async { Err(troubled.await) }).await;
+            return Err(self.troubled(journey, trouble, resolved).await);
         }
         let begun = Instant::now();
         journey.metadata.output_upload_start_timestamp = Some(time::now());
@@ -67,29 +65,15 @@ impl Runner {
             cancel: journey.cancel.clone(),
         };
         // Waited for even if the action is cancelled, which makes it short: the root must not be taken down under it.
-        let gathered = self.gather(request, function, outcome, notice).await?;
+        let gathered = self.gather(request, function, outcome, ending, notice);
         let Gathered {
-            collected,
+            mut collected,
+            ending,
+            beside,
             mut held,
             stdout,
             stderr,
-        } = gathered;
-        // What cannot be an output is the command's fault: its streams are still worth reading.
-        let (mut collected, ending, refused) = match collected {
-            Ok(collected) => (collected, ending, None),
-            Err(error) => match from_outputs(error) {
-                theirs @ (Ending::BadOutput(_) | Ending::LimitExceeded(_))
-                    if ending == Ending::Exited(0) =>
-                {
-                    (Collected::default(), theirs, None)
-                }
-                // What it left is what a command leaves that failed: how it failed is to be told.
-                Ending::BadOutput(why) | Ending::LimitExceeded(why) => {
-                    (Collected::default(), ending, Some(why))
-                }
-                ending => return Err(ending),
-            },
-        };
+        } = gathered.await?;
         let streams = [stdout.digest, stderr.digest];
         let blobs: Vec<Digest> = collected
             .blobs
@@ -115,6 +99,7 @@ impl Runner {
         journey.record.publish = begun.elapsed();
         journey.record.output_blobs = blobs.len() as u64;
         journey.record.output_bytes = blobs.iter().map(|b| b.size()).sum();
+        journey.record.beside.clone_from(&beside);
 
         let mut metadata = journey.metadata.clone();
         let now = Some(time::now());
@@ -142,7 +127,7 @@ impl Runner {
         };
         Ok(Finished {
             cacheable: ending == Ending::Exited(0) && !resolved.do_not_cache,
-            message: refused.unwrap_or_else(|| left_out(&collected.left_out)),
+            message: beside,
             details: Vec::new(),
             logs,
             result: Some(result),
@@ -150,14 +135,37 @@ impl Runner {
         })
     }
 
-    /// How an action ends whose command could not read an input.
-    async fn troubled(&self, trouble: InputError, resolved: &Resolved) -> Ending {
-        match self.ending_of_inputs(trouble, resolved) {
-            Ending::MissingInputs(met) => {
-                missing::with_the_rest(&self.parts.cas, &resolved.tree, met).await
+    /// How an action ends whose command the sandbox could not run. A program, its interpreter and its loader are inputs
+    /// too, which the kernel reads: all that it says of one that cannot be had is an I/O error.
+    pub(super) async fn not_executed(
+        &self,
+        journey: &Journey<'_>,
+        resolved: &Resolved,
+        staged: &dyn StagedRoot,
+        ending: Ending,
+    ) -> Ending {
+        match staged.trouble() {
+            Some(trouble) if ending != Ending::Cancelled => {
+                self.troubled(journey, trouble, resolved).await
             }
-            ending => ending,
+            _ => ending,
         }
+    }
+
+    /// How an action ends whose command could not read an input.
+    async fn troubled(
+        &self,
+        journey: &Journey<'_>,
+        trouble: InputError,
+        resolved: &Resolved,
+    ) -> Ending {
+        let met = match self.ending_of_inputs(trouble, resolved) {
+            Ending::MissingInputs(met) => met,
+            ending => return ending,
+        };
+        let all = missing::with_the_rest(&self.parts.cas, &resolved.tree, met);
+        let asked = or_cancelled(journey.cancel, async { Ok(all.await) }).await;
+        asked.unwrap_or_else(|cancelled| cancelled)
     }
 
     /// The disk work of collecting, on a blocking thread.
@@ -166,7 +174,8 @@ impl Runner {
         request: CollectRequest,
         function: DigestFunction,
         outcome: Outcome,
-        notice: String,
+        ending: Ending,
+        mut notice: String,
     ) -> Result<Gathered, Ending> {
         let store = self.parts.cas.local().clone();
         let mut held = self.parts.cas.hold();
@@ -176,10 +185,18 @@ impl Runner {
                 publish::keep_stream(&store, function, captured, notice, inline)
                     .map_err(|e| Ending::Infrastructure(e.to_string()))
             };
+            let collected = outputs::collect_and_hold(&store, &request, &mut held);
+            let (collected, ending, beside) = with_outputs(ending, collected)?;
+            // Not every scheduler has another place for it, and no cache has.
+            if !beside.is_empty() {
+                notice.push_str(&format!("boxwright: {beside}\n"));
+            }
             Ok(Gathered {
                 stdout: stream(outcome.stdout, "")?,
                 stderr: stream(outcome.stderr, &notice)?,
-                collected: outputs::collect_and_hold(&store, &request, &mut held),
+                collected,
+                ending,
+                beside,
                 held,
             })
         };
@@ -190,7 +207,10 @@ impl Runner {
 }
 
 struct Gathered {
-    collected: Result<Collected, OutputError>,
+    collected: Collected,
+    ending: Ending,
+    /// What is to be said beside the end.
+    beside: String,
     held: Held,
     stdout: Stream,
     stderr: Stream,

@@ -1,6 +1,7 @@
 //! The life of one action, from its lease to its result: resolve, stage, run, collect, publish.
 //! An action goes through this line once, forwards; nothing calls back up.
 
+pub(crate) mod bounds;
 mod command;
 mod conclude;
 pub mod ending;
@@ -16,6 +17,7 @@ mod report;
 mod resolve;
 mod runner;
 mod settings;
+mod space;
 mod usage;
 
 use prost_types::Any;

@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ pub(super) struct Stream {
     pub(super) _pins: Option<Pins>,
 }
 
-/// Puts a stream into its place; blocks. `notice` is appended to it: what the worker has to say to
+/// Puts a stream into its place; blocks. `notice` is appended to it, on lines of its own: what the worker has to say to
 /// its reader.
 pub(super) fn keep_stream(
     store: &Arc<LocalStore>,
@@ -38,7 +39,10 @@ pub(super) fn keep_stream(
             let bytes = if notice.is_empty() {
                 bytes
             } else {
-                [&bytes, notice.as_bytes()].concat().into()
+                let apart = apart(bytes.last().copied());
+                [&bytes, apart.as_bytes(), notice.as_bytes()]
+                    .concat()
+                    .into()
             };
             if bytes.len() <= inline {
                 return Ok(Stream {
@@ -81,10 +85,22 @@ pub(super) fn keep_stream(
 /// Appends the notice and opens the stream for reading; it is not open for writing any more.
 fn append(path: &Path, notice: &str) -> std::io::Result<File> {
     if !notice.is_empty() {
-        let mut file = OpenOptions::new().append(true).open(path)?;
-        file.write_all(notice.as_bytes())?;
+        let mut file = OpenOptions::new().read(true).append(true).open(path)?;
+        let mut last = [0];
+        let end = file.metadata()?.len();
+        let read = file.read_at(&mut last, end.saturating_sub(1))?;
+        let apart = apart((read > 0).then_some(last[0]));
+        file.write_all(format!("{apart}{notice}").as_bytes())?;
     }
     File::open(path)
+}
+
+/// What a notice begins with, after a stream whose last byte this is.
+fn apart(last: Option<u8>) -> &'static str {
+    match last {
+        None | Some(b'\n') => "",
+        Some(_) => "\n",
+    }
 }
 
 /// What is to be said of a command whose output was cut; `None` if all of it was kept.

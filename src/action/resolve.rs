@@ -1,15 +1,17 @@
 //! The first phase: from a lease to everything that is known of an action before it is staged.
 //! Action, Command and all Directory messages are read and checked here.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost::Message;
 
 use super::command::{self, CheckedCommand};
 use super::failures::{from_cas, from_tree};
 use super::platform::{self, Demand, read_only};
-use super::{Ending, missing, settings::Settings};
+use super::{Ending, bounds, missing, settings::Settings};
 use crate::cas::{Cas, CasError};
 use crate::reapi::proto::re;
 use crate::reapi::status::MissingBlob;
@@ -22,6 +24,8 @@ use crate::tree::{self, MergeError, Tree, TreeStore};
 const MAX_ACTION: u64 = 1 << 20;
 /// The largest Command message that is read, in bytes: a long link line has a few megabytes.
 const MAX_COMMAND: u64 = 64 << 20;
+/// A message of more bytes is not decoded between other work.
+const LARGE: usize = 1 << 20;
 
 /// A resolved action.
 #[derive(Debug)]
@@ -57,9 +61,9 @@ pub(super) async fn resolve(
         cas.read(command_digest, MAX_COMMAND, "Command"),
         tree::fetch_known(cas, trees, root, settings.tree_limits)
     );
-    let (tree, mut missing) = tree.map_err(from_tree)?;
+    let (input, mut missing) = tree.map_err(from_tree)?;
     let command = match command {
-        Ok(command) => Some(command),
+        Ok(bytes) => Some(decode_command(command_digest, bytes).await?),
         Err(CasError::Missing(_)) => {
             missing.push(MissingBlob {
                 digest: command_digest,
@@ -69,20 +73,26 @@ pub(super) async fn resolve(
         }
         Err(error) => return Err(from_cas(error, |_| "the Command".to_owned())),
     };
-    let Some(command) = command.filter(|_| missing.is_empty()) else {
-        // The client is told of everything that is missing at once, so that it need not come
-        // back once for the Command, once for the directories and once for the files.
-        missing.extend(missing::files(cas, &tree).await?);
+    let properties = platform::properties(&action, command.as_ref());
+    let demand = platform::demand(properties, settings, lease.function, there);
+    let base = async |chroot| Base::fetch(cas, trees, settings, chroot).await;
+    let Some(command) = command.as_ref().filter(|_| missing.is_empty()) else {
+        // What is asked for in vain is told once all messages are there.
+        let base = match demand.ok().and_then(|demand| demand.chroot) {
+            Some(chroot) => Some(base(chroot).await?),
+            None => None,
+        };
+        let missing = all_missing(cas, &input, base, missing).await?;
         return Err(Ending::MissingInputs(missing));
     };
-    let command = re::Command::decode(command)
-        .map_err(|e| Ending::BadRequest(format!("blob {command_digest} is not a Command: {e}")))?;
-    let properties = platform::properties(&action, &command);
-    let mut demand = platform::demand(properties, settings, lease.function, there)?;
-    let command = command::check(&command).map_err(Ending::BadRequest)?;
+    let mut demand = demand?;
+    let command = command::check(command).map_err(Ending::BadRequest)?;
     let tree = match demand.chroot {
-        Some(chroot) => merged(lease, cas, trees, settings, tree, chroot).await?,
-        None => tree,
+        Some(chroot) => {
+            let base = base(chroot).await?;
+            merged(lease, cas, settings, input, base).await?
+        }
+        None => input,
     };
     if !platform::ignores_read_only(settings) {
         protect(&mut demand, &tree)?;
@@ -97,26 +107,66 @@ pub(super) async fn resolve(
     })
 }
 
-/// The input root, merged into the tree that `chrootRootDigest` names.
+/// The tree that `chrootRootDigest` names, as far as it is there.
+struct Base {
+    digest: Digest,
+    tree: Arc<Tree>,
+    /// Its directories that nobody has.
+    missing: Vec<MissingBlob>,
+}
+
+impl Base {
+    async fn fetch(
+        cas: &Cas,
+        trees: &TreeStore,
+        settings: &Settings,
+        digest: Digest,
+    ) -> Result<Base, Ending> {
+        let known = tree::fetch_known(cas, trees, digest, settings.tree_limits).await;
+        let (tree, missing) = known.map_err(from_tree)?;
+        Ok(Base {
+            digest,
+            tree,
+            missing,
+        })
+    }
+}
+
+/// All that nobody has of an action, beside these messages. The client is told of it at once, so that it need not come back once
+/// for the Command, once for the directories, once for the files, and then for those of the chroot.
+async fn all_missing(
+    cas: &Cas,
+    input: &Tree,
+    base: Option<Base>,
+    mut missing: Vec<MissingBlob>,
+) -> Result<Vec<MissingBlob>, Ending> {
+    missing.extend(missing::files(cas, input).await?);
+    if let Some(base) = base {
+        let files = missing::files(cas, &base.tree).await?;
+        let all = base.missing.into_iter().chain(files);
+        missing.extend(all.map(|blob| MissingBlob {
+            what: format!("{} of chrootRootDigest {}", blob.what, base.digest),
+            ..blob
+        }));
+    }
+    let mut named = HashSet::new();
+    missing.retain(|blob| named.insert(blob.digest));
+    Ok(missing)
+}
+
+/// The input root, merged into its base.
 async fn merged(
     lease: &Lease,
     cas: &Cas,
-    trees: &TreeStore,
     settings: &Settings,
     input: Arc<Tree>,
-    chroot: Digest,
+    base: Base,
 ) -> Result<Arc<Tree>, Ending> {
-    let limits = settings.tree_limits;
-    let known = tree::fetch_known(cas, trees, chroot, limits).await;
-    let (base, mut missing) = known.map_err(from_tree)?;
-    if !missing.is_empty() {
-        for blob in &mut missing {
-            blob.what = format!("{} of chrootRootDigest {chroot}", blob.what);
-        }
-        missing.extend(missing::files(cas, &input).await?);
+    if !base.missing.is_empty() {
+        let missing = all_missing(cas, &input, Some(base), Vec::new()).await?;
         return Err(Ending::MissingInputs(missing));
     }
-    match tree::merge(&input, &base, lease.function, limits) {
+    match tree::merge(&input, &base.tree, lease.function, settings.tree_limits) {
         Ok(merged) => Ok(Arc::new(merged)),
         Err(MergeError::Tree(error)) => Err(from_tree(error)),
         Err(error) => Err(Ending::BadRequest(error.to_string())),
@@ -161,9 +211,36 @@ async fn read_action(lease: &Lease, cas: &Cas) -> Result<(Digest, re::Action), E
     let digest = lease
         .action_digest
         .unwrap_or_else(|| lease.function.digest(&bytes));
+    let refused = |why: String| {
+        Ending::BadRequest(format!(
+            "action {digest} is not an Action that is taken: it {why}"
+        ))
+    };
+    bounds::action(&bytes).map_err(refused)?;
     let action = re::Action::decode(bytes)
         .map_err(|e| Ending::BadRequest(format!("action {digest} is not an Action: {e}")))?;
     Ok((digest, action))
+}
+
+/// A large one takes a while, and has a thread of its own for it.
+async fn decode_command(digest: Digest, bytes: Bytes) -> Result<re::Command, Ending> {
+    let large = bytes.len() > LARGE;
+    let decode = move || {
+        bounds::command(&bytes).map_err(|why| {
+            Ending::BadRequest(format!(
+                "blob {digest} is not a Command that is taken: it {why}"
+            ))
+        })?;
+        re::Command::decode(bytes)
+            .map_err(|e| Ending::BadRequest(format!("blob {digest} is not a Command: {e}")))
+    };
+    if !large {
+        return decode();
+    }
+    match tokio::task::spawn_blocking(decode).await {
+        Ok(decoded) => decoded,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 /// The timeout that the Action names. One of zero is what clients send that mean none.

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::failures::from_inputs;
 use super::resolve::{self, Resolved};
-use super::usage;
 use super::{Ending, Finished, LiveOutput, Settings};
+use super::{space, usage};
 use crate::cas::{self, Cas};
 use crate::config::Owner;
 use crate::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
@@ -122,7 +122,9 @@ impl Runner {
                 self.publish(journey, &resolved, staged.as_ref(), outcome)
                     .await
             }
-            Err(ending) => Err(ending),
+            Err(ending) => Err(self
+                .not_executed(journey, &resolved, staged.as_ref(), ending)
+                .await),
         };
         remove(staged);
         finished
@@ -173,6 +175,7 @@ impl Runner {
         let root = self.roots[journey.slot].clone();
         let hold = Some(Arc::new(root.lock_owned().await));
         let begun = Instant::now();
+        space::make(self.parts.cas.local(), 0).await;
         let request = StageRequest {
             name: format!("{}-{}", journey.slot, uuid::Uuid::new_v4().simple()),
             tree: resolved.tree.clone(),
@@ -244,10 +247,11 @@ impl Runner {
             stdout: stream(&journey.lease.stdout_stream),
             stderr: stream(&journey.lease.stderr_stream),
         };
-        let outcome = sandbox
-            .run(journey.slot, spec, journey.cancel.clone())
-            .await
-            .map_err(|e| Ending::Infrastructure(e.to_string()))?;
+        let run = sandbox.run(journey.slot, spec, journey.cancel.clone());
+        let store = self.parts.cas.local();
+        let (outcome, disk) = space::kept(store, run).await;
+        let outcome = outcome.map_err(|e| Ending::Infrastructure(e.to_string()))?;
+        space::tell(store, disk, &outcome.end).await?;
         let metadata = &mut journey.metadata;
         metadata.execution_start_timestamp = Some(time::timestamp(outcome.started));
         metadata.execution_completed_timestamp = Some(time::timestamp(outcome.finished));

@@ -37,7 +37,11 @@ const BATCH_BLOBS: usize = 1000;
 /// Calls at a time.
 const CALLS: usize = 4;
 
+/// After an upload of more it is asked whether all is still there: what was sent first is the first to go where there is no room.
+const ASKED_AFTER: u64 = 16 << 20;
+
 /// Uploads what the source lacks of these. Each digest is sent once; a file that was changed since it was hashed is refused.
+/// A source that lost some of them to the others is too small, which is a failure.
 pub(super) async fn upload(
     source: &dyn BlobSource,
     blobs: Vec<(Digest, Content)>,
@@ -82,7 +86,29 @@ pub(super) async fn upload(
             Ok(())
         })
         .await?;
+    if done.bytes > ASKED_AFTER {
+        let lost: HashSet<Digest> = source.find_missing(&digests).await?.into_iter().collect();
+        if !lost.is_empty() {
+            let all: HashSet<Digest> = digests.into_iter().collect();
+            return Err(too_small(&lost, &all));
+        }
+    }
     Ok(done)
+}
+
+fn too_small(lost: &HashSet<Digest>, all: &HashSet<Digest>) -> Failure {
+    let bytes = |digests: &HashSet<Digest>| digests.iter().map(|digest| digest.size()).sum::<u64>();
+    Failure::new(
+        Exit::Unavailable,
+        format!(
+            "the CAS is too small for what was uploaded: while it was sent, {} of {} blobs were lost ({} of {} bytes); give the CAS \
+             more room (--cas-quota-high of boxwright standalone), or upload less",
+            lost.len(),
+            all.len(),
+            bytes(lost),
+            bytes(all),
+        ),
+    )
 }
 
 async fn send_batch(

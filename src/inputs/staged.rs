@@ -3,13 +3,14 @@
 //! What the action does to its root never reaches the CAS. Blobs are hard-linked only if the action runs as
 //! another user than the daemon: the files are the daemon's and read-only, so it can neither write them
 //! nor change their mode. An action that runs as the daemon's own user could do both, and gets
-//! files of its own.
+//! files of its own; so does any action where an input is a declared output, or below one. Files of its own it may write, as on FUSE.
 //!
 //! The directory that holds the roots can be passed through but not listed (0711); its own parents are the
 //! operator's and must let the actions' users pass.
 
 mod cache;
 mod directories;
+mod outputs;
 mod place;
 mod plant;
 mod remove;
@@ -31,6 +32,7 @@ use super::fuse::mounts;
 use crate::cas::{Cas, CasError, Pins};
 use crate::tree::quote;
 use cache::{DirectoryCache, Shared};
+use outputs::Outputs;
 pub(in crate::inputs) use remove::{contents as remove_contents, directory as remove_directory};
 
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -244,11 +246,13 @@ impl Root {
         let fd = rustix::fs::openat(&placed.place.fd, &placed.name, DIRECTORY, Mode::empty())
             .map_err(failed("open", &placed.name))?;
         let shared = placed.shared.iter().map(|part| &*part.path).collect();
-        let properties = plant::plant(&placed.place, &fd, request, request.tree.root, &shared)?;
+        let outputs = Outputs::of(&request.tree, &request.outputs);
+        let top = request.tree.root;
+        let planted = plant::plant(&placed.place, &fd, request, top, &shared, &outputs)?;
         for directory in &request.directories {
             directories::make(&fd, directory, request.owner)?;
         }
-        plant::adorn(&fd, request, &properties)?;
+        plant::adorn(&fd, request, &planted.properties)?;
         placed.show_shared(request, &self.path)
     }
 

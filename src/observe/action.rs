@@ -24,6 +24,8 @@ pub struct ActionRecord {
     pub sandbox: Option<Level>,
     /// How it ended.
     pub ending: Ending,
+    /// What its user is told beside that; empty if nothing.
+    pub beside: String,
     /// From the client's request to the lease, as far as the scheduler told.
     pub queue: Option<Duration>,
     /// Reading and checking messages.
@@ -63,6 +65,7 @@ impl ActionRecord {
             target: origin.map_or_else(String::new, |origin| shorten(&origin.target_id)),
             sandbox: None,
             ending: Ending::Cancelled,
+            beside: String::new(),
             queue: queued.and_then(since),
             resolve: Duration::ZERO,
             stage: Duration::ZERO,
@@ -114,6 +117,7 @@ pub fn action_line(record: &ActionRecord) {
         }
         Ending::OutOfMemory { .. } | Ending::Cancelled | Ending::Preempted => (None, None),
     };
+    let beside: String = record.beside.chars().take(1000).collect();
     let ms = |length: Duration| length.as_millis() as u64;
     let ran = record.usage != Usage::default();
     macro_rules! line {
@@ -124,6 +128,7 @@ pub fn action_line(record: &ActionRecord) {
                 class = record.ending.class(),
                 exit,
                 why,
+                beside = some(&beside),
                 slot = record.slot,
                 sandbox = record.sandbox.map(Level::name),
                 queue_ms = record.queue.map(ms),
@@ -227,6 +232,10 @@ mod tests {
                 action_line(&ActionRecord {
                     ending,
                     sandbox: ran.then_some(Level::Full),
+                    beside: match ran {
+                        true => "1 left out: \"d/a\nb\" (a named pipe)".into(),
+                        false => String::new(),
+                    },
                     queue: ran.then_some(Duration::from_millis(12)),
                     stage: Duration::from_millis(3),
                     execute: Duration::from_millis(if ran { 120 } else { 0 }),

@@ -5,12 +5,14 @@
 //! entered, and sizes are bounded before anything is read. Files are taken from a directory by one listing, however many declared outputs
 //! lie in it, because a file that the store has taken over is no longer there to be found again.
 
+mod counted;
 mod describe;
 mod look;
 mod names;
 mod open;
 mod overlay;
 mod properties;
+mod source;
 mod take;
 mod walk;
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::fs::Stat;
 use tokio_util::sync::CancellationToken;
 
+use super::source::Source;
 use super::walk::Found;
 use super::{OutputError, refused};
 use crate::cas::{Held, LocalStore, Pins};
@@ -30,7 +31,9 @@ pub(super) struct Pending {
     pub(super) file: File,
     /// Of the open file.
     pub(super) stat: Stat,
-    pub(super) directory: Rc<OwnedFd>,
+    pub(super) directory: Rc<Source>,
+    /// Since before it was opened, nobody but us could change what the name leads to.
+    pub(super) fixed: bool,
     pub(super) name: Box<str>,
     pub(super) path: Box<str>,
     pub(super) size: u64,
@@ -138,7 +141,8 @@ impl<'s> Take<'s> {
                 _ => {
                     let executable = found.files[pending.number].executable;
                     let file = pending.file.as_fd();
-                    Some(self.store.seal_examined(file, pending.stat, executable)?)
+                    let sealed = self.store.seal_examined(file, pending.stat, executable)?;
+                    Some(sealed.fixed(pending.fixed))
                 }
             });
         }
@@ -156,7 +160,7 @@ impl<'s> Take<'s> {
             {
                 self.store.adopt_at(
                     digest,
-                    pending.directory.as_fd(),
+                    pending.directory.fd().as_fd(),
                     OsStr::new(&*pending.name),
                     pending.file.as_fd(),
                     found.files[pending.number].executable,

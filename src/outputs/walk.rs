@@ -10,9 +10,11 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
+use super::counted::Counted;
 use super::look::{split, target, unreachable, what};
 use super::open::{self, id};
 use super::properties::{Reported, Wanted};
+use super::source::Source;
 use super::take::{Pending, Take, Taken};
 use super::{CollectRequest, OutputError, beyond, failed, join, overlay, refused};
 use crate::beneath::{self, Links};
@@ -79,13 +81,12 @@ pub(super) struct Walk<'r> {
     /// Files with several names.
     linked: HashMap<(u64, u64), usize>,
     take: Take<'r>,
-    nodes: u64,
-    bytes: u64,
+    counted: Counted,
     wanted: Wanted,
     /// Permissions do not bind us.
     privileged: bool,
     /// The directory of the last single file.
-    parent: Option<(String, Rc<OwnedFd>)>,
+    parent: Option<(String, Rc<Source>)>,
 }
 
 impl<'r> Walk<'r> {
@@ -104,8 +105,7 @@ impl<'r> Walk<'r> {
             listed: BTreeMap::new(),
             linked: HashMap::new(),
             take: Take::new(store, request.function, request.cancel.clone(), held),
-            nodes: 0,
-            bytes: 0,
+            counted: Counted::within(request.limits),
             wanted: Wanted::of(&request.node_properties),
             privileged: rustix::process::geteuid().is_root(),
             parent: None,
@@ -132,7 +132,7 @@ impl<'r> Walk<'r> {
         if let Some(node) = self.known(path) {
             return Ok(node);
         }
-        self.count(path)?;
+        self.counted.node(path)?;
         let depth = path.split('/').filter(|name| !name.is_empty()).count();
         let (upper, lower) = match self.tree() {
             None => (true, None),
@@ -163,10 +163,10 @@ impl<'r> Walk<'r> {
         if let Some(node) = self.known(path) {
             return Ok(node);
         }
-        self.count(path)?;
+        self.counted.node(path)?;
         let (above, name) = split(path);
         let directory = match &self.parent {
-            Some((at, fd)) if at == above => fd.clone(),
+            Some((at, source)) if at == above => source.clone(),
             _ => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY;
                 let fd = beneath::open(&self.root, above, flags, Links::Refused)
@@ -175,9 +175,9 @@ impl<'r> Walk<'r> {
                     let stat = rustix::fs::fstat(&fd).map_err(failed("look at", above))?;
                     open::up(&fd, &stat);
                 }
-                let fd = Rc::new(fd);
-                self.parent = Some((above.to_owned(), fd.clone()));
-                fd
+                let source = Rc::new(Source::new(fd));
+                self.parent = Some((above.to_owned(), source.clone()));
+                source
             }
         };
         self.take_file(&directory, name, path, stat)
@@ -222,17 +222,18 @@ impl<'r> Walk<'r> {
         if !this.upper {
             return self.list_lower(&this, queue);
         }
-        let fd = Rc::new(open::directory(&self.root, &this.path)?);
-        let stat = rustix::fs::fstat(&*fd).map_err(failed("look at", &this.path))?;
+        let source = Rc::new(Source::new(open::directory(&self.root, &this.path)?));
+        let fd = source.fd();
+        let stat = rustix::fs::fstat(fd).map_err(failed("look at", &this.path))?;
         if this.inode.is_some_and(|inode| inode != id(&stat)) {
             return Err(refused(&this.path, "changed while it was collected"));
         }
         if !self.privileged {
-            open::up(&fd, &stat);
+            open::up(fd, &stat);
         }
         let lower = match this.lower {
             // What replaced a directory of the tree is not merged with it.
-            Some(lower) if !overlay::is_opaque(&*fd).map_err(failed("look at", &this.path))? => {
+            Some(lower) if !overlay::is_opaque(fd).map_err(failed("look at", &this.path))? => {
                 self.tree().and_then(|tree| tree.directories.get(&lower))
             }
             _ => None,
@@ -240,14 +241,14 @@ impl<'r> Walk<'r> {
         let mut entries = Vec::new();
         let mut removed = HashSet::new();
         let mut buffer = Vec::with_capacity(32 << 10);
-        let mut listing = RawDir::new(&*fd, buffer.spare_capacity_mut());
+        let mut listing = RawDir::new(fd, buffer.spare_capacity_mut());
         while let Some(entry) = listing.next() {
             let entry = entry.map_err(failed("list", &this.path))?;
             let name = entry.file_name();
             if name == c"." || name == c".." {
                 continue;
             }
-            match self.entry(&fd, &this, lower, name, queue)? {
+            match self.entry(&source, &this, lower, name, queue)? {
                 (name, Some(node)) => entries.push((name, node)),
                 (name, None) => {
                     removed.insert(name);
@@ -269,7 +270,7 @@ impl<'r> Walk<'r> {
 
     fn entry(
         &mut self,
-        directory: &Rc<OwnedFd>,
+        directory: &Rc<Source>,
         above: &Unlisted,
         lower: Option<&Arc<Directory>>,
         name: &CStr,
@@ -281,15 +282,15 @@ impl<'r> Walk<'r> {
             return Err(refused(&above.path, problem));
         };
         let path = join(&above.path, name);
-        let stat = rustix::fs::statat(&**directory, name, AtFlags::SYMLINK_NOFOLLOW)
+        let stat = rustix::fs::statat(directory.fd(), name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(failed("look at", &path))?;
         if self.tree().is_some() && overlay::is_whiteout(&stat) {
             return Ok((name.into(), None));
         }
-        self.count(&path)?;
+        self.counted.node(&path)?;
         let node = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => self.take_file(directory, name, &path, Some(&stat))?,
-            FileType::Symlink => Node::Symlink(self.link(directory, name, &path, &stat)?),
+            FileType::Symlink => Node::Symlink(self.link(directory.fd(), name, &path, &stat)?),
             FileType::Directory => {
                 let merged = lower.and_then(|lower| lower.subdirectory(name));
                 self.descend(above, path, Some(id(&stat)), merged, queue)?
@@ -364,12 +365,12 @@ impl<'r> Walk<'r> {
             entries.push((file.name.clone(), node));
         }
         for link in lower.symlinks.iter().filter(|link| !hidden(&link.name)) {
-            self.count(&join(&this.path, &link.name))?;
+            self.counted.node(&join(&this.path, &link.name))?;
             entries.push((link.name.clone(), Node::Symlink(self.given_link(link))));
         }
         for child in lower.directories.iter().filter(|d| !hidden(&d.name)) {
             let path = join(&this.path, &child.name);
-            self.count(&path)?;
+            self.counted.node(&path)?;
             let node = self.descend(this, path, None, Some(child.digest), queue)?;
             entries.push((child.name.clone(), node));
         }
@@ -400,8 +401,8 @@ impl<'r> Walk<'r> {
 
     /// A file of the tree that the command left as it was: its digest is known.
     fn given_file(&mut self, path: &str, file: &tree::File) -> Result<Node, OutputError> {
-        self.count(path)?;
-        self.weigh(path, file.digest.size())?;
+        self.counted.node(path)?;
+        self.counted.bytes(path, file.digest.size())?;
         let number = self.found.files.len();
         let mode = tree::file_mode(file.executable);
         self.found.files.push(FoundFile {
@@ -420,7 +421,7 @@ impl<'r> Walk<'r> {
 
     fn take_file(
         &mut self,
-        directory: &Rc<OwnedFd>,
+        directory: &Rc<Source>,
         name: &str,
         path: &str,
         looked_at: Option<&Stat>,
@@ -428,13 +429,14 @@ impl<'r> Walk<'r> {
         if let Some(node) = looked_at.and_then(|stat| self.by_other_name(stat)) {
             return Ok(node);
         }
-        let opened = open::file(directory, name, path, looked_at)?;
+        let fixed = directory.is_closed();
+        let opened = open::file(directory.fd(), name, path, looked_at)?;
         let stat = opened.left.as_ref().unwrap_or(&opened.stat);
         if let Some(node) = self.by_other_name(stat) {
             return Ok(node);
         }
         let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
-        self.weigh(path, size)?;
+        self.counted.bytes(path, size)?;
         // Before it is hashed, which takes as long as it is large.
         let most = self.take.largest();
         if size > most {
@@ -457,6 +459,7 @@ impl<'r> Walk<'r> {
             file: opened.file,
             stat: opened.stat,
             directory: directory.clone(),
+            fixed,
             name: name.into(),
             path: path.into(),
             size,
@@ -472,27 +475,5 @@ impl<'r> Walk<'r> {
             return None;
         }
         self.linked.get(&id(stat)).copied().map(Node::File)
-    }
-
-    fn weigh(&mut self, path: &str, size: u64) -> Result<(), OutputError> {
-        self.bytes = self.bytes.saturating_add(size);
-        let limit = self.request.limits.bytes;
-        if self.bytes > limit {
-            let problem =
-                format!("brings the outputs to more than {limit} bytes; it has {size} itself");
-            return Err(beyond(path, problem));
-        }
-        Ok(())
-    }
-
-    fn count(&mut self, path: &str) -> Result<(), OutputError> {
-        self.nodes += 1;
-        let limit = self.request.limits.nodes;
-        if self.nodes > limit {
-            let problem =
-                format!("is one too many: more than {limit} files, directories and links");
-            return Err(beyond(path, problem));
-        }
-        Ok(())
     }
 }

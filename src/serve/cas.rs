@@ -22,6 +22,7 @@ const PACK_FROM: usize = 512;
 /// The ContentAddressableStorage service.
 pub(super) struct CasService {
     pub(super) store: Arc<LocalStore>,
+    pub(super) trees: get_tree::Trees,
 }
 
 /// One blob to be kept, as far as the request could be read.
@@ -169,9 +170,8 @@ impl ContentAddressableStorage for CasService {
         let function = function(request.digest_function)?;
         let root = digest("root_digest", function, request.root_digest.as_ref())?;
         let walk = get_tree::Walk::new(root, request.page_size, &request.page_token)?;
-        Ok(Response::new(
-            get_tree::pages(self.store.clone(), walk).await?,
-        ))
+        let pages = self.trees.pages(self.store.clone(), walk).await?;
+        Ok(Response::new(pages))
     }
 
     async fn split_blob(

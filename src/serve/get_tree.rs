@@ -5,31 +5,38 @@
 //! REAPI: "If part of the tree is missing from the CAS, the server will return the portion present and omit the rest."
 
 use std::collections::{HashSet, VecDeque};
+use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::Stream;
 use futures::stream::unfold;
 use prost::Message;
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tonic::Status;
 
 use super::request::{blocking, failed};
 use crate::cas::LocalStore;
 use crate::reapi::Digest;
 use crate::reapi::proto::re;
+use crate::tree::decode;
 
 /// Bytes of Directory messages on a page; one that is larger has a page of its own.
 const PAGE_BYTES: usize = 1 << 20;
 /// Directories on a page if the client has no wish.
 const PAGE: usize = 1000;
-/// The largest Directory message, in bytes: it must fit into an answer.
+/// The largest Directory message, in bytes: it must fit into an answer, and one that does not is omitted like one that is missing.
 const MAX_MESSAGE: u64 = (4 << 20) - (64 << 10);
 /// The most directories in a tree.
 const MAX_DIRECTORIES: usize = 1_000_000;
+/// Walks that go on at a time; more wait.
+const WALKS: usize = 32;
 
 /// A walk over a tree, as far as it got.
 pub(super) struct Walk {
-    function_of: Digest,
     waiting: VecDeque<Digest>,
     seen: HashSet<Digest>,
     /// Directories to pass over: the client has them.
@@ -56,7 +63,6 @@ impl Walk {
             })?,
         };
         Ok(Walk {
-            function_of: root,
             waiting: VecDeque::from([root]),
             seen: HashSet::from([root]),
             skip,
@@ -71,6 +77,17 @@ impl Walk {
     fn next(&mut self, store: &LocalStore) -> Result<Option<re::Directory>, Status> {
         while let Some(digest) = self.waiting.pop_front() {
             let at_root = std::mem::take(&mut self.at_root);
+            if digest.size() > MAX_MESSAGE {
+                match at_root {
+                    true => {
+                        return Err(Status::resource_exhausted(format!(
+                            "root_digest: directory {digest} is larger than the {MAX_MESSAGE} bytes that fit into an answer; \
+                             read it as a blob"
+                        )));
+                    }
+                    false => continue,
+                }
+            }
             let Some(bytes) = store.read(digest, MAX_MESSAGE).map_err(failed)? else {
                 if at_root {
                     return Err(Status::not_found(format!(
@@ -79,21 +96,18 @@ impl Walk {
                 }
                 continue;
             };
-            let directory = re::Directory::decode(bytes).map_err(|error| {
-                Status::invalid_argument(format!("blob {digest} is not a Directory: {error}"))
-            })?;
-            for child in &directory.directories {
-                let child = Digest::from_proto(self.function_of.function(), child.digest.as_ref())
-                    .map_err(|error| {
-                        let name: String = child.name.chars().take(80).collect();
-                        Status::invalid_argument(format!(
-                            "directory {digest}, entry {name:?}: {error}"
-                        ))
-                    })?;
-                if self.seen.insert(child) {
-                    self.waiting.push_back(child);
+            let bad = |why: &dyn Display| {
+                Status::invalid_argument(format!("blob {digest} is not a Directory: {why}"))
+            };
+            // First, for it allocates no more than what is in the message: the generated decoder turns two bytes of an empty node
+            // into more than a hundred.
+            let checked = decode(digest, &bytes).map_err(|error| bad(&error))?;
+            for child in &checked.directories {
+                if self.seen.insert(child.digest) {
+                    self.waiting.push_back(child.digest);
                 }
             }
+            let directory = re::Directory::decode(bytes).map_err(|error| bad(&error))?;
             if self.seen.len() > MAX_DIRECTORIES {
                 return Err(Status::resource_exhausted(format!(
                     "the tree has more than {MAX_DIRECTORIES} directories; read them one by one"
@@ -141,33 +155,69 @@ impl Walk {
     }
 }
 
-/// All pages from where the walk is. A failure on the first one ends the call.
-pub(super) async fn pages(
-    store: Arc<LocalStore>,
-    walk: Walk,
-) -> Result<Pin<Box<dyn Stream<Item = Result<re::GetTreeResponse, Status>> + Send>>, Status> {
-    async fn turn(
-        store: &Arc<LocalStore>,
-        mut walk: Walk,
-    ) -> Result<(re::GetTreeResponse, Walk), Status> {
-        let store = store.clone();
-        blocking(move || Ok((walk.next_page(&store)?, walk))).await
+/// The walks that go on: each holds pages in memory, so that they are bounded.
+pub(super) struct Trees {
+    walks: Arc<Semaphore>,
+    /// How long a client may take no page.
+    idle: Duration,
+}
+
+/// Pages on their way.
+pub(super) type Pages = Pin<Box<dyn Stream<Item = Result<re::GetTreeResponse, Status>> + Send>>;
+
+impl Trees {
+    pub(super) fn new(idle: Duration) -> Self {
+        Trees {
+            walks: Arc::new(Semaphore::new(WALKS)),
+            idle,
+        }
     }
-    let first = turn(&store, walk).await?;
-    Ok(Box::pin(unfold(
-        Some((store, Ok(first))),
-        |state| async move {
-            let (store, page) = state?;
-            let (page, walk) = match page {
-                Ok(page) => page,
-                Err(error) => return Some((Err(error), None)),
-            };
-            if page.next_page_token.is_empty() {
-                return Some((Ok(page), None));
+
+    /// All pages from where the walk is. A failure on the first one ends the call.
+    pub(super) async fn pages(&self, store: Arc<LocalStore>, walk: Walk) -> Result<Pages, Status> {
+        // It is never closed.
+        let permit = self.walks.clone().acquire_owned().await;
+        let (first, mut walk) = turn(&store, walk).await?;
+        let (pages, taken) = mpsc::channel(1);
+        let idle = self.idle;
+        // A task of its own, for nobody asks for the next page while a client takes nothing.
+        let task: JoinHandle<Result<(), Status>> = tokio::spawn(async move {
+            let _permit = permit;
+            let mut page = first;
+            loop {
+                let last = page.next_page_token.is_empty();
+                match pages.send_timeout(page, idle).await {
+                    Ok(()) if last => return Ok(()),
+                    Ok(()) => {}
+                    // The client is gone.
+                    Err(SendTimeoutError::Closed(_)) => return Ok(()),
+                    Err(SendTimeoutError::Timeout(page)) => {
+                        drop(page);
+                        return Err(Status::deadline_exceeded(format!(
+                            "no page of the tree was taken for {idle:?}; ask again with the last page's token"
+                        )));
+                    }
+                }
+                (page, walk) = turn(&store, walk).await?;
             }
-            // Read while the client takes what it has.
-            let next = turn(&store, walk).await;
-            Some((Ok(page), Some((store, next))))
-        },
-    )))
+        });
+        Ok(Box::pin(unfold(Some((taken, task)), |state| async move {
+            let (mut taken, task) = state?;
+            if let Some(page) = taken.recv().await {
+                return Some((Ok(page), Some((taken, task))));
+            }
+            let end = task.await.unwrap_or_else(|error| {
+                Err(Status::internal(format!("reading the tree broke: {error}")))
+            });
+            end.err().map(|error| (Err(error), None))
+        })))
+    }
+}
+
+async fn turn(
+    store: &Arc<LocalStore>,
+    mut walk: Walk,
+) -> Result<(re::GetTreeResponse, Walk), Status> {
+    let store = store.clone();
+    blocking(move || Ok((walk.next_page(&store)?, walk))).await
 }

@@ -5,19 +5,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::Stream;
 use futures::stream::unfold;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::transport::server::Connected;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 
 use super::ServeError;
+use super::connection::{Connection, Wire};
 
 /// An address to listen at: `HOST:PORT` with a numeric host, or `unix:/PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,34 +144,36 @@ impl Listener {
         }
     }
 
-    /// The connections that come in, as many at a time as there are permits.
+    /// The connections that come in, as many at a time as there are permits. Each has as long as the `greeting` may take to
+    /// show that it speaks HTTP/2.
     pub(super) fn accept(
         self,
         permits: Arc<Semaphore>,
+        greeting: Duration,
     ) -> impl Stream<Item = io::Result<Connection>> {
-        unfold((self.socket, permits), |(socket, permits)| async move {
-            let permit = permits.clone().acquire_owned().await.ok()?;
-            let stream = match &socket {
-                Socket::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                    // Its delays come in 40 ms steps; a socket without the option is merely slower.
-                    let _ = stream.set_nodelay(true);
-                    Wire::Tcp(stream)
-                }),
-                Socket::Unix { listener, .. } => listener
-                    .accept()
-                    .await
-                    .map(|(stream, _)| Wire::Unix(stream)),
-            };
-            if stream.is_err() {
-                // Out of file descriptors, most likely: it would fail again at once.
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
-            let connection = stream.map(|wire| Connection {
-                wire,
-                _permit: permit,
-            });
-            Some((connection, (socket, permits)))
-        })
+        unfold(
+            (self.socket, permits),
+            move |(socket, permits)| async move {
+                let permit = permits.clone().acquire_owned().await.ok()?;
+                let stream = match &socket {
+                    Socket::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                        // Its delays come in 40 ms steps; a socket without the option is merely slower.
+                        let _ = stream.set_nodelay(true);
+                        Wire::Tcp(stream)
+                    }),
+                    Socket::Unix { listener, .. } => listener
+                        .accept()
+                        .await
+                        .map(|(stream, _)| Wire::Unix(stream)),
+                };
+                if stream.is_err() {
+                    // Out of file descriptors, most likely: it would fail again at once.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                let connection = stream.map(|wire| Connection::new(wire, permit, greeting));
+                Some((connection, (socket, permits)))
+            },
+        )
     }
 }
 
@@ -189,78 +189,6 @@ async fn make_way(path: &Path) -> Result<(), String> {
             Ok(_) => Err("another server runs there; stop it or choose another path".to_owned()),
             Err(_) => std::fs::remove_file(path).map_err(|error| error.to_string()),
         },
-    }
-}
-
-/// One connection, of either kind.
-pub(super) struct Connection {
-    wire: Wire,
-    _permit: OwnedSemaphorePermit,
-}
-
-enum Wire {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut self.wire {
-            Wire::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-            Wire::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.wire {
-            Wire::Tcp(stream) => Pin::new(stream).poll_write(context, data),
-            Wire::Unix(stream) => Pin::new(stream).poll_write(context, data),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.wire {
-            Wire::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, data),
-            Wire::Unix(stream) => Pin::new(stream).poll_write_vectored(context, data),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.wire {
-            Wire::Tcp(stream) => Pin::new(stream).poll_flush(context),
-            Wire::Unix(stream) => Pin::new(stream).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.wire {
-            Wire::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
-            Wire::Unix(stream) => Pin::new(stream).poll_shutdown(context),
-        }
     }
 }
 

@@ -23,6 +23,7 @@ mod byte_stream;
 mod capabilities;
 mod cas;
 mod compress;
+mod connection;
 mod execution;
 mod gate;
 mod get_tree;
@@ -77,6 +78,8 @@ pub struct ServerConfig {
     pub download_idle: Duration,
     /// Connections that are open at a time; more wait.
     pub max_connections: usize,
+    /// How long a connection may take to say that it speaks HTTP/2.
+    pub greeting: Duration,
 }
 
 impl Default for ServerConfig {
@@ -90,6 +93,7 @@ impl Default for ServerConfig {
             upload_idle: Duration::from_secs(60),
             download_idle: Duration::from_secs(60),
             max_connections: 1024,
+            greeting: Duration::from_secs(10),
         }
     }
 }
@@ -123,6 +127,7 @@ pub struct Server {
     routes: Routes,
     uploads: ByteStreamService,
     max_connections: usize,
+    greeting: Duration,
 }
 
 impl Server {
@@ -165,6 +170,7 @@ impl Server {
             .add_service(
                 ContentAddressableStorageServer::new(cas::CasService {
                     store: store.clone(),
+                    trees: get_tree::Trees::new(config.download_idle),
                 })
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
@@ -198,6 +204,7 @@ impl Server {
             routes,
             uploads,
             max_connections: config.max_connections.max(1),
+            greeting: config.greeting,
         })
     }
 
@@ -223,7 +230,7 @@ impl Server {
                 .max_concurrent_streams(1024)
                 .layer(gate.clone())
                 .add_routes(self.routes.clone());
-            let incoming = listener.accept(connections.clone());
+            let incoming = listener.accept(connections.clone(), self.greeting);
             async move {
                 server
                     .serve_with_incoming_shutdown(incoming, async move {

@@ -29,6 +29,7 @@ pub(crate) use look::{file_mode, shown_mode, shown_mtime};
 pub use lookup::Node;
 pub use merge::{MergeError, merge};
 pub use store::TreeStore;
+pub(crate) use store::weight;
 pub(crate) use wire::put_varint;
 
 use crate::cas::CasError;

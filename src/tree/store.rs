@@ -94,7 +94,7 @@ impl TreeStore {
 }
 
 /// What a directory occupies, with the allocator's rounding guessed at.
-pub(super) fn weight(directory: &Directory) -> u64 {
+pub(crate) fn weight(directory: &Directory) -> u64 {
     const ENTRY: usize = 200;
     const ALLOCATION: usize = 16;
     let properties = |p: &Option<Box<Properties>>| {

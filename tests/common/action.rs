@@ -127,7 +127,11 @@ impl Bench {
     }
 
     /// The same at level full, where a launcher holds a root for a while after its action has ended.
-    pub(crate) fn fuse_at_full(first_uid: u32, change: impl FnOnce(&mut Settings)) -> Option<Self> {
+    pub(crate) fn fuse_at_full(
+        source: Option<Arc<dyn BlobSource>>,
+        first_uid: u32,
+        change: impl FnOnce(&mut Settings),
+    ) -> Option<Self> {
         ready_for_fuse().then_some(())?;
         let roots = tempfile::tempdir().unwrap();
         let launchers =
@@ -139,7 +143,7 @@ impl Bench {
             namespace: None,
         };
         let full = Arc::new(FullSandbox::new(launchers, config).unwrap());
-        Some(Bench::with_all(full, on_fuse, None, change))
+        Some(Bench::with_all(full, on_fuse, source, change))
     }
 
     /// With a sandbox of another kind.

@@ -24,13 +24,14 @@ use crate::reapi::proto::re;
 use crate::sandbox::Level;
 use asked::Asked;
 
-/// The properties that count: the Action's if it has any, else the Command's.
+/// The properties that count, as far as they are known: the Action's if it has any, else the Command's.
 pub(super) fn properties<'a>(
     action: &'a re::Action,
-    command: &'a re::Command,
+    command: Option<&'a re::Command>,
 ) -> &'a [re::platform::Property] {
     #[allow(deprecated)]
-    let platform = action.platform.as_ref().or(command.platform.as_ref());
+    let of_command = || command.and_then(|command| command.platform.as_ref());
+    let platform = action.platform.as_ref().or_else(of_command);
     platform.map_or(&[], |platform| platform.properties.as_slice())
 }
 
@@ -151,11 +152,11 @@ mod tests {
             platform: of("command"),
             ..Default::default()
         };
-        assert_eq!(properties(&action, &command)[0].name, "action");
+        assert_eq!(properties(&action, Some(&command))[0].name, "action");
         action.platform = None;
-        assert_eq!(properties(&action, &command)[0].name, "command");
+        assert_eq!(properties(&action, Some(&command))[0].name, "command");
         action.platform = Some(re::Platform::default());
-        assert!(properties(&action, &command).is_empty());
+        assert!(properties(&action, Some(&command)).is_empty());
     }
 
     fn settings() -> Settings {

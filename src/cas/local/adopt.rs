@@ -4,8 +4,8 @@
 //! it is hashed: it becomes ours and read-only, so that nobody opens it for writing any more, and then the
 //! kernel is asked whether anybody still has it open so. One that cannot be sealed is copied. When a sealed
 //! file has got its name here, that name
-//! must lead to that same file; if something else was put in its place meanwhile, it is thrown
-//! out. A file that is not ours alone, because it has other links, lies on another file system or
+//! must lead to that same file, unless nobody else could change the name; if something else was put in its place meanwhile,
+//! it is thrown out. A file that is not ours alone, because it has other links, lies on another file system or
 //! belongs to somebody whose files we may not take, is copied, and verified by that.
 
 use std::ffi::OsStr;
@@ -30,6 +30,16 @@ pub struct Sealed {
     stat: Stat,
     /// Nobody can change its content any more, and a rename may bring it here.
     whole: bool,
+    /// The name that will be renamed leads to the file, and will until then.
+    fixed: bool,
+}
+
+impl Sealed {
+    /// Says whether nobody but the caller could change what the file's name leads to, since before it was opened by that
+    /// name: then it need not be asked again when it has moved.
+    pub fn fixed(self, fixed: bool) -> Self {
+        Sealed { fixed, ..self }
+    }
 }
 
 impl LocalStore {
@@ -102,7 +112,8 @@ impl LocalStore {
                 // copy of every output would buy nothing.
                 Writers::Unknown => !rustix::process::geteuid().is_root(),
             };
-        Ok(Sealed { stat, whole })
+        let fixed = false;
+        Ok(Sealed { stat, whole, fixed })
     }
 
     /// Takes over a file that the caller has open, for reading, has sealed with the same `executable`, and has hashed
@@ -142,22 +153,33 @@ impl LocalStore {
         };
         let kind = Kind::of(executable);
         let disk_bytes = disk_size(digest.size());
-        claim.charge(LocalStore::reserve_quota(self, digest.size())?);
+        let mut room = LocalStore::reserve_quota(self, digest.size())?;
         if sealed.whole {
             let target = BlobName::new(digest, kind);
             let blobs = self.layout.blobs(digest.function(), false);
-            self.index.lock().promised.written += disk_bytes;
+            // It has its blocks.
+            room.written(disk_bytes);
             let renamed = self.layout.in_shard(blobs, &target, || {
                 rustix::fs::renameat(dir, name, blobs, target.path())
             });
-            self.index.lock().promised.written -= disk_bytes;
             match renamed {
-                Ok(()) => return self.same_file(&mut claim, kind, &target, stat),
+                Ok(()) => {
+                    claim.charge(room);
+                    if sealed.fixed {
+                        claim.add(kind);
+                    } else {
+                        self.same_file(&mut claim, kind, &target, stat)?;
+                    }
+                    // With the claim held: it makes room, and is not what goes for it.
+                    self.settle_the_floor(disk_bytes);
+                    return Ok(());
+                }
                 // Another mount of the same file system.
-                Err(Errno::XDEV) => {}
+                Err(Errno::XDEV) => room.unwritten(),
                 Err(e) => return Err(failed("take over", e)),
             }
         }
+        claim.charge(room);
         self.keep_the_floor(disk_bytes)?;
         self.copy_in(&mut claim, kind, file)?;
         remove().map_err(|e| failed("remove", e))

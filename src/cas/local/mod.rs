@@ -5,7 +5,7 @@
 //! kept; no file is flushed on its own. One file here for each of these subjects: `layout` (the directory and its
 //! lock), `trust` (what is believed after a crash), `scan` (opening), `index` (memory), `files`, `claim` (who may change a
 //! digest's files), `put`, `writer`, `adopt` (blobs coming in), `read`, `double` (blobs
-//! going out), `room` (eviction), `verify` and `quarantine` (blobs gone bad).
+//! going out), `room` (eviction), `spare` (what goes when there is no room), `verify` and `quarantine` (blobs gone bad).
 //!
 //! The lock of the index is never held over a system call.
 
@@ -24,6 +24,7 @@ mod quarantine;
 mod read;
 mod room;
 mod scan;
+mod spare;
 mod temp;
 mod trust;
 mod verify;
@@ -43,6 +44,8 @@ use crate::reapi::{Digest, DigestFunction};
 pub use adopt::Sealed;
 pub(crate) use files::disk_size;
 pub use pins::Pins;
+pub use room::Beside;
+pub use spare::{Spare, Spared};
 pub use writer::BlobWriter;
 
 /// Where the store lives and how large it may grow.
@@ -67,6 +70,7 @@ pub struct LocalStore {
     /// A claim was given back.
     released: Condvar,
     floor: room::Floor,
+    spares: spare::Spares,
     quarantine: quarantine::Quarantine,
     counters: Counters,
     found: scan::Found,
@@ -143,6 +147,7 @@ impl LocalStore {
             index: Mutex::new(index),
             released: Condvar::new(),
             floor: room::Floor::default(),
+            spares: spare::Spares::default(),
             quarantine,
             counters: Counters::default(),
             found,
@@ -249,9 +254,9 @@ impl LocalStore {
             self.released.wait(&mut index);
         }
         drop(index);
-        self.layout
-            .close()
-            .map_err(|e| disk("close blob store", self.layout.root.display(), e))
+        self.with_space(0, "close blob store", self.layout.root.display(), || {
+            self.layout.close()
+        })
     }
 }
 

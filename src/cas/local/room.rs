@@ -1,10 +1,12 @@
 //! Room for new files: the quota, with its high and low water marks, and the floor of free space
 //! on the file system. Above the high mark, blobs are evicted, the longest unused first, until the
 //! low mark is reached; not in one go, which would stall one unlucky writer for as long as it takes
-//! to remove a tenth of the cache, but a slice with each file that is written. Pinned blobs stay.
+//! to remove a tenth of the cache, but a slice with each file that is written. Pinned blobs stay. When nothing else can
+//! go, what is spared for a later use goes ([`super::spare`]).
 
 use std::io;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::AtFlags;
@@ -19,6 +21,9 @@ const SLICE: usize = 128;
 
 /// The free space is looked up again after at most this many bytes: others fill the disk as well.
 const MOST_UNCHECKED: u64 = 64 << 20;
+
+/// A file system with less than this free is full: the last blocks may be somebody's already.
+const FULL: u64 = 256 << 10;
 
 /// How much was promised since the free space was last looked up.
 #[derive(Default)]
@@ -89,6 +94,16 @@ impl<S: Deref<Target = LocalStore>> Reservation<S> {
         self.store.index.lock().promised.written += more;
     }
 
+    /// Takes note that none of it is on the disk after all.
+    pub(super) fn unwritten(&mut self) {
+        let written = std::mem::take(&mut self.promised.written);
+        self.store
+            .index
+            .lock()
+            .promised
+            .end(Promised { all: 0, written });
+    }
+
     /// Disk bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.promised.all
@@ -108,10 +123,51 @@ impl<S: Deref<Target = LocalStore>> Drop for Reservation<S> {
     }
 }
 
+/// Bytes of files that lie next to the store and are not its own; counted as its own until dropped.
+pub struct Beside(Reservation<Arc<LocalStore>>);
+
+impl Beside {
+    /// Disk bytes.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+
+    /// Takes note that the files have been written.
+    pub fn written(&mut self) {
+        self.0.written(self.0.bytes());
+    }
+}
+
 impl LocalStore {
+    /// Counts files that were written next to the store and take so many bytes of disk, evicting what is necessary for the quota.
+    pub fn beside(self: &Arc<Self>, bytes: u64) -> Result<Beside, CasError> {
+        let mut reservation = Reservation::nothing(Arc::clone(self));
+        reservation.grow_within_quota(bytes)?;
+        reservation.written(bytes);
+        Ok(Beside(reservation))
+    }
+
+    /// Promises room to a file of `size` bytes that is going to be written next to the store, in the quota and above the floor of
+    /// free space, evicting what is necessary.
+    pub fn reserve_beside(self: &Arc<Self>, size: u64) -> Result<Beside, CasError> {
+        Ok(Beside(LocalStore::reserve(Arc::clone(self), size)?))
+    }
+
     /// The largest blob that can be kept at all, in bytes.
     pub fn largest_blob(&self) -> u64 {
         self.config.high_water - self.config.high_water % disk_size(1)
+    }
+
+    /// The bytes of disk that the store can take: up to the high water mark, or to the floor of free space if that comes first.
+    pub fn reach(&self) -> u64 {
+        let high = self.config.high_water;
+        match self.free_space() {
+            Ok(free) => high.min(
+                (self.usage().disk.saturating_add(free)).saturating_sub(self.config.free_floor),
+            ),
+            // Whoever writes will be told.
+            Err(_) => high,
+        }
     }
 
     /// Promises room for a file of `size` bytes, evicting what is necessary.
@@ -168,6 +224,7 @@ impl LocalStore {
         let (high, low) = (self.config.high_water, self.config.low_water);
         self.fits_at_all(bytes)?;
         let mut sliced = false;
+        let mut gone = self.spares.gone();
         let mut index = self.index.lock();
         loop {
             let taken = index.taken();
@@ -185,6 +242,10 @@ impl LocalStore {
             if victims.is_empty() {
                 if over == 0 {
                     index.draining = false;
+                    continue;
+                }
+                let spared = || self.spares.drop_oldest(&mut gone);
+                if parking_lot::MutexGuard::unlocked(&mut index, spared) {
                     continue;
                 }
                 let held = index.held();
@@ -208,13 +269,21 @@ impl LocalStore {
     /// Evicts about `bytes` of what is on disk; returns how many there were to evict.
     pub(super) fn evict(&self, bytes: u64) -> u64 {
         let mut freed: u64 = 0;
+        let mut gone = self.spares.gone();
         while freed < bytes {
             let mut index = self.index.lock();
             let before = index.taken();
             let victims = self.claim_oldest(&mut index, bytes - freed, SLICE);
             freed = freed.saturating_add(before.saturating_sub(index.taken()));
             if victims.is_empty() {
-                break;
+                drop(index);
+                if !self.spares.drop_oldest(&mut gone) {
+                    break;
+                }
+                // What was counted as beside the store.
+                let after = self.index.lock().taken();
+                freed = freed.saturating_add(before.saturating_sub(after));
+                continue;
             }
             parking_lot::MutexGuard::unlocked(&mut index, || self.unlink(&victims));
             for (slot, _, _) in victims {
@@ -251,14 +320,55 @@ impl LocalStore {
     /// Evicts while the file system has less free space than it is to keep. Free space is looked
     /// up only when what was promised since could matter. `bytes` are reserved by now.
     pub(super) fn keep_the_floor(&self, bytes: u64) -> Result<(), CasError> {
+        if self.is_allowed(bytes) {
+            return Ok(());
+        }
+        self.restore_the_floor(bytes)
+    }
+
+    /// Counts a file of so many bytes of disk that somebody else has written and that is the store's now. It is here, whatever
+    /// the free space is: others make room for it.
+    pub(super) fn settle_the_floor(&self, bytes: u64) {
+        if !self.is_allowed(bytes) {
+            self.keep_free(0);
+        }
+    }
+
+    fn is_allowed(&self, bytes: u64) -> bool {
         let promised = self
             .floor
             .promised
             .fetch_add(bytes, Ordering::SeqCst)
             .saturating_add(bytes);
-        if promised < self.floor.allowed.load(Ordering::SeqCst) {
-            return Ok(());
+        promised < self.floor.allowed.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that may still be written until less is free than is to stay free; costs one system call.
+    pub fn free_above_floor(&self) -> u64 {
+        // Whoever writes will be told.
+        let free = self.free_space().unwrap_or(u64::MAX);
+        free.saturating_sub(self.config.free_floor)
+    }
+
+    /// Evicts while `ahead` more bytes do not fit above the floor of free space: for those whose files next to the store nobody
+    /// counts before they are written.
+    pub fn keep_free(&self, ahead: u64) {
+        if let Err(error) = self.restore_the_floor(ahead) {
+            // Whoever writes next is told; an adoption is not.
+            tracing::debug!(%error, "the floor of free space cannot be kept");
         }
+    }
+
+    /// Whether the file system has next to nothing left, so that whoever writes there fails.
+    pub fn is_disk_full(&self) -> bool {
+        rustix::fs::fstatvfs(&self.layout.top).is_ok_and(|stat| {
+            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+            // Not all file systems have a number of inodes.
+            free < FULL || (stat.f_files > 0 && stat.f_ffree == 0)
+        })
+    }
+
+    fn restore_the_floor(&self, bytes: u64) -> Result<(), CasError> {
         // In this order: what is reserved from here on is counted as promised, or below, or both. Others
         // look for themselves meanwhile.
         self.floor.allowed.store(0, Ordering::SeqCst);
@@ -274,10 +384,12 @@ impl LocalStore {
                 break;
             }
             let some_more = (self.usage().disk / 64).min(MOST_UNCHECKED / 4);
-            if self.evict((wanted - free).saturating_add(some_more)) == 0 {
+            let evicted = self.evict((wanted - free).saturating_add(some_more));
+            // What was spared may have gone with other files than the store's.
+            free = self.free_space()?;
+            if evicted == 0 {
                 break;
             }
-            free = self.free_space()?;
         }
         if free < wanted {
             return Err(CasError::Full {

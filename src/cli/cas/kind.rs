@@ -37,7 +37,10 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Guesses what the blob is.
+/// Larger blobs are not guessed at: decoded, a message of empty entries takes some hundred times its size.
+pub(super) const GUESSED: u64 = 1 << 20;
+
+/// Guesses what the blob is, which is at most [`GUESSED`] bytes.
 pub(super) fn guess(digest: Digest, data: &[u8]) -> Kind {
     let function = digest.function();
     if data.is_empty() {

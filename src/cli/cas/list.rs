@@ -54,8 +54,12 @@ pub(in crate::cli) async fn directories(
     if tree::decode(digest, &message).is_ok() {
         return Ok((digest, materialise::fetch(cas, digest).await?));
     }
+    // To guess is to decode, which a large message is not: it is a Tree or nothing that is wanted here.
+    if digest.size() > kind::GUESSED {
+        return materialise::of_tree(digest, &message);
+    }
     match kind::guess(digest, &message) {
-        Kind::Tree => materialise::of_tree(digest, message),
+        Kind::Tree => materialise::of_tree(digest, &message),
         other => {
             let text =
                 format!("{digest} is neither a Directory nor a Tree; it seems to be: {other}");

@@ -20,9 +20,6 @@ pub(super) struct Stat {
     cas: Where,
 }
 
-/// Larger blobs are not read to guess what they are.
-const READ: u64 = 1 << 20;
-
 impl Stat {
     pub(super) async fn run(self) -> Done {
         self.cas
@@ -33,9 +30,9 @@ impl Stat {
                         println!("{digest:?}  missing");
                         continue;
                     }
-                    let kind = match digest.size() <= READ {
+                    let kind = match digest.size() <= kind::GUESSED {
                         true => {
-                            let data = blobs::read(&*cas, digest, READ, "a guess").await?;
+                            let data = blobs::read(&*cas, digest, kind::GUESSED, "a guess").await?;
                             kind::guess(digest, &data).to_string()
                         }
                         false => "large".to_owned(),

@@ -160,7 +160,10 @@ impl RunCommand {
         }
         let command = Arc::new(self);
         let Some(remote) = command.remote.clone() else {
-            return own::with(async |endpoint, interrupts| command.at(endpoint, interrupts).await);
+            let quiet = command.quiet;
+            return own::with(quiet, async |endpoint, interrupts| {
+                command.at(endpoint, interrupts).await
+            });
         };
         let runtime = remote::runtime()?;
         let done = runtime.block_on(async {

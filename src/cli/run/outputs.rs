@@ -81,7 +81,7 @@ async fn tree(
         let digest =
             Digest::from_proto(function, directory.tree_digest.as_ref()).map_err(broken)?;
         let message = blobs::read(cas, digest, 4 * TreeLimits::default().message, "a Tree").await?;
-        return materialise::of_tree(digest, message);
+        return materialise::of_tree(digest, &message);
     }
     let root = directory.root_directory_digest.as_ref();
     let root = Digest::from_proto(function, root).map_err(broken)?;

@@ -25,12 +25,12 @@ use crate::worker::Stop;
 /// How long a standalone that is left at once may take for it.
 const LEAVING: Duration = Duration::from_secs(5);
 
-/// Starts it, lets `work` use it, and stops it.
-pub(super) fn with(work: impl AsyncFnOnce(Endpoint, &mut Interrupts) -> Done) -> Done {
-    let mut config = config()?;
+/// Starts it, lets `work` use it, and stops it. If it is to be `quiet` it tells of errors only.
+pub(super) fn with(quiet: bool, work: impl AsyncFnOnce(Endpoint, &mut Interrupts) -> Done) -> Done {
+    let temporary = Temporary::new()?;
+    let mut config = config(quiet, &temporary)?;
     observe::init(&config.host.log).map_err(|e| Failure::new(Exit::Config, e))?;
     let ground = daemon::ground(&config.host)?;
-    let temporary = Temporary::new()?;
     let socket = temporary.path.join("socket");
     let runtime = daemon::runtime()?;
     let done = runtime.block_on(async {
@@ -70,17 +70,18 @@ pub(super) fn with(work: impl AsyncFnOnce(Endpoint, &mut Interrupts) -> Done) ->
 }
 
 /// The settings of a standalone with one slot, as far as the environment does not say otherwise.
-fn config() -> Result<StandaloneConfig, Failure> {
+fn config(quiet: bool, temporary: &Temporary) -> Result<StandaloneConfig, Failure> {
     let entry = |value| Entry {
         value,
         origin: Origin::Default,
     };
     let mut own = Layer::new();
     own.insert("concurrent-jobs", entry(Value::Number(1)));
-    own.insert("log-level", entry(Value::Text("warn".to_owned())));
-    if let Some(path) = cache_dir() {
-        own.insert("state-dir", entry(Value::Path(path)));
-    }
+    let level = if quiet { "error" } else { "warn" };
+    own.insert("log-level", entry(Value::Text(level.to_owned())));
+    // A service or a CI job may have no home: nothing is kept then.
+    let state = cache_dir().unwrap_or_else(|| temporary.state());
+    own.insert("state-dir", entry(Value::Path(state)));
     let environment = settings::environment(Program::Standalone, |name| std::env::var(name).ok())?;
     let layers = vec![environment, own];
     let settings = Settings::resolve(Program::Standalone, layers, &Host::here())?;
@@ -116,7 +117,7 @@ async fn store(
         Exit::TryAgain => tracing::info!("{}; a temporary store does", failure.text),
         _ => tracing::warn!("{}; a temporary store does, nothing is kept", failure.text),
     }
-    config.host.state_dir = temporary.path.join("state");
+    config.host.state_dir = temporary.state();
     let host = config.host.clone();
     blocking(move || daemon::store(&host)).await
 }
@@ -127,6 +128,11 @@ struct Temporary {
 }
 
 impl Temporary {
+    /// For a store that nobody keeps.
+    fn state(&self) -> PathBuf {
+        self.path.join("state")
+    }
+
     fn new() -> Result<Self, Failure> {
         use std::os::unix::fs::PermissionsExt;
         let base = std::env::temp_dir();

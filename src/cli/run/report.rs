@@ -155,7 +155,7 @@ fn advice(code: Code, missing: bool, by: By) -> &'static str {
             "what to do: try again; if it stays so, look into the server's log"
         }
         _ if missing => {
-            "what to do: run it again, what is missing is uploaded then; if that does not help, the CAS loses blobs"
+            "what to do: run it again, what is missing is uploaded then; if that does not help, the CAS loses blobs or is too small for them (--cas-quota-high)"
         }
         Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => {
             "what to do: change what is named above; trying again as it is does not help"

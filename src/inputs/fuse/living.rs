@@ -84,29 +84,36 @@ pub(super) struct Bounds {
     pub(super) bytes: u64,
 }
 
-/// Those that were used last.
-pub(super) struct Recent<T> {
-    order: Mutex<LruCache<Digest, Arc<T>>>,
-    most: Bounds,
+/// What holds those that were used last.
+pub(super) struct Recent<H> {
+    order: Mutex<LruCache<Digest, H>>,
     /// So many are kept whatever the bounds.
     least: usize,
 }
 
-impl<T> Recent<T> {
-    pub(super) fn new(most: Bounds, least: usize) -> Self {
+impl<H> Recent<H> {
+    pub(super) fn new(least: usize) -> Self {
         Recent {
             order: Mutex::new(LruCache::unbounded()),
-            most,
             least,
         }
     }
 
-    /// Keeps this one, and lets go of those that were used longest ago.
-    pub(super) fn keep(&self, living: &Living<T>, digest: Digest, used: Arc<T>) {
+    /// Keeps the one that `hold` gives a hold on, out of the one there was, and lets go of those that were used longest ago
+    /// as long as `most` is exceeded.
+    pub(super) fn keep<T>(
+        &self,
+        living: &Living<T>,
+        most: Bounds,
+        digest: Digest,
+        hold: impl FnOnce(Option<H>) -> H,
+    ) {
         // Nothing is dropped under the lock.
-        let before = self.order.lock().put(digest, used);
+        let before = self.order.lock().pop(&digest);
+        let held = hold(before);
+        let before = self.order.lock().put(digest, held);
         drop(before);
-        while living.exceeds(self.most) {
+        while living.exceeds(most) {
             // One by one, because one frees only what no other one shares.
             let oldest = {
                 let mut order = self.order.lock();
@@ -116,6 +123,17 @@ impl<T> Recent<T> {
                 }
             };
             drop(oldest);
+        }
+    }
+
+    /// Forgets those that were used longest ago, as long as they hold nothing.
+    pub(super) fn forget_oldest(&self, holds_nothing: impl Fn(&H) -> bool) {
+        let mut order = self.order.lock();
+        while order
+            .peek_lru()
+            .is_some_and(|(_, held)| holds_nothing(held))
+        {
+            order.pop_lru();
         }
     }
 }

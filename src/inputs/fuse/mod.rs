@@ -104,7 +104,7 @@ impl FuseRoots {
         let tree = layout.tree();
         let server = Server::start(kernel, &tree).map_err(cannot_mount(&tree))?;
         layout.furnish()?;
-        let pinning = Arc::new(Pinning::new(cas.clone(), store.high_water() / 4));
+        let pinning = Arc::new(Pinning::new(cas.clone()));
         let roots = FuseRoots {
             subtrees: Arc::new(Subtrees::new()),
             shared: Arc::new(Shared {

@@ -1,8 +1,9 @@
 //! Files of input trees that may not be evicted: those of the actions that run, and of the last actions' trees as many as fit
-//! within a number of bytes.
+//! within a part of the store.
 //!
 //! What the kernel remembers of a tree, and what is kept so that the next action finds it, pins nothing: else all that was
-//! ever looked at would stay, and the store would be full while nothing runs.
+//! ever looked at would stay, and the store would be full while nothing runs. Nor are those of the last actions in the way of who needs
+//! room: the store has them to drop.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +11,11 @@ use std::sync::{Arc, Weak};
 
 use super::living::{Bounds, Living, Recent};
 use super::subtree::{IDLE_FILES, Subtree, contents};
-use crate::cas::{Cas, Pins};
+use crate::cas::{Cas, Pins, Spare};
 use crate::reapi::Digest;
+
+/// The part of the store that may be kept from eviction for the next action's sake.
+const IDLE_PART: u64 = 4;
 
 /// A subtree whose files stay in the local store while this lives. Equal ones are one object.
 pub(super) struct Pinned {
@@ -27,22 +31,16 @@ pub(super) struct Pinned {
 pub(super) struct Pinning {
     cas: Cas,
     living: Arc<Living<Pinned>>,
-    idle: Recent<Pinned>,
+    idle: Recent<Spare>,
 }
 
 impl Pinning {
-    /// `idle_bytes` of files may be kept from eviction for their own sake.
-    pub(super) fn new(cas: Cas, idle_bytes: u64) -> Self {
-        let most = Bounds {
-            directories: usize::MAX,
-            files: IDLE_FILES,
-            bytes: idle_bytes,
-        };
+    pub(super) fn new(cas: Cas) -> Self {
         Pinning {
             cas,
             living: Arc::default(),
             // At last the newest goes too: it is kept by who uses it.
-            idle: Recent::new(most, 0),
+            idle: Recent::new(0),
         }
     }
 
@@ -50,7 +48,17 @@ impl Pinning {
     pub(super) fn pin(&self, root: &Arc<Subtree>) -> Arc<Pinned> {
         let pinned = self.living.get(root.digest);
         let pinned = pinned.unwrap_or_else(|| self.build(root));
-        self.idle.keep(&self.living, root.digest, pinned.clone());
+        let most = Bounds {
+            directories: usize::MAX,
+            files: IDLE_FILES,
+            // Of what the disk has room for: a quota may be larger.
+            bytes: self.cas.local().reach() / IDLE_PART,
+        };
+        self.idle.forget_oldest(Spare::is_gone);
+        self.idle.keep(&self.living, most, root.digest, |before| {
+            let there = before.and_then(|mut spare| spare.renew().then_some(spare));
+            there.unwrap_or_else(|| self.cas.local().spare(pinned.clone()))
+        });
         pinned
     }
 

@@ -1,10 +1,11 @@
 //! Which subtrees of an action's tree are worth being shown as what an earlier action had: for who keeps them as real files.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::pinned::{Pinned, Pinning};
-use super::subtree::Subtrees;
+use super::subtree::{Subtree, Subtrees};
 use super::{plan, upper};
 use crate::cas::Cas;
 use crate::inputs::StageRequest;
@@ -28,21 +29,39 @@ pub(in crate::inputs) struct Plan {
 /// A subtree that recurs, at a path of the tree.
 pub(in crate::inputs) struct Part {
     pub(in crate::inputs) path: String,
-    pub(in crate::inputs) digest: Digest,
-    /// Paths below it and itself.
-    pub(in crate::inputs) nodes: u64,
+    subtree: Arc<Subtree>,
     /// The files of the tree stay as long as this lives.
     _pinned: Arc<Pinned>,
 }
 
+impl Part {
+    pub(in crate::inputs) fn digest(&self) -> Digest {
+        self.subtree.digest
+    }
+
+    /// Paths below it and itself.
+    pub(in crate::inputs) fn nodes(&self) -> u64 {
+        self.subtree.nodes
+    }
+
+    /// The contents of all files below it.
+    pub(in crate::inputs) fn contents(&self) -> HashSet<Digest> {
+        self.subtree.contents()
+    }
+}
+
 impl Recurring {
     pub(in crate::inputs) fn new(cas: Cas) -> Self {
-        let idle_bytes = cas.local().high_water() / 4;
         Recurring {
             subtrees: Subtrees::new(),
-            pinning: Pinning::new(cas, idle_bytes),
+            pinning: Pinning::new(cas),
             actions: AtomicU64::new(0),
         }
+    }
+
+    /// Whether the files of this directory are kept from eviction, be it for an action that runs or for the next.
+    pub(in crate::inputs) fn is_pinned(&self, digest: Digest) -> bool {
+        self.pinning.is_pinned(digest)
     }
 
     /// The parts of at least `least` nodes that hold no output and no directory that is made for the action, and what may be changed
@@ -61,8 +80,7 @@ impl Recurring {
             plan::plan(&root, &ways, &request.outputs, action, least);
         let parts = parts.into_iter().map(|part| Part {
             path: part.path,
-            digest: part.subtree.digest,
-            nodes: part.subtree.nodes,
+            subtree: part.subtree,
             _pinned: pinned.clone(),
         });
         Plan {

@@ -73,20 +73,15 @@ impl Subtree {
 /// All subtrees.
 pub(super) struct Subtrees {
     known: Arc<Living<Subtree>>,
-    recent: Recent<Subtree>,
+    recent: Recent<Arc<Subtree>>,
 }
 
 impl Subtrees {
     pub(super) fn new() -> Self {
-        let most = Bounds {
-            directories: IDLE_DIRECTORIES,
-            files: IDLE_FILES,
-            bytes: u64::MAX,
-        };
         Subtrees {
             known: Arc::default(),
             // Never the newest is let go.
-            recent: Recent::new(most, 1),
+            recent: Recent::new(1),
         }
     }
 
@@ -96,7 +91,13 @@ impl Subtrees {
             Some(root) => root,
             None => self.build(tree, action)?,
         };
-        self.recent.keep(&self.known, root.digest, root.clone());
+        let most = Bounds {
+            directories: IDLE_DIRECTORIES,
+            files: IDLE_FILES,
+            bytes: u64::MAX,
+        };
+        let hold = |_| root.clone();
+        self.recent.keep(&self.known, most, root.digest, hold);
         Some(root)
     }
 

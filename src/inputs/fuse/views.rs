@@ -3,13 +3,14 @@
 //!
 //! A view is a directory of the file system ([`super::nodes`]). One that is shown *within* roots is mounted at a place of
 //! its own, with its large local blobs mounted over their paths, so that one clone shows all of it; its large files look the same
-//! where they are not local yet, for what a command does must not depend on that. Views that were
+//! where they are not local yet, for what a command does must not depend on that. A blob that is mounted stays on the disk, so that it
+//! is pinned; a view is unmounted when the store has no room otherwise. Views that were
 //! used longest ago go when the kernel keeps too many names for them.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -24,7 +25,7 @@ use super::pinned::Pinning;
 use super::plan::below;
 use super::subtree::Subtree;
 use crate::beneath::modified;
-use crate::cas::LocalStore;
+use crate::cas::{LocalStore, Pins, Spare};
 use crate::config::Owner;
 use crate::inputs::InputError;
 use crate::reapi::Digest;
@@ -67,7 +68,29 @@ pub(super) struct Kept {
     place: Mutex<Option<Mounted>>,
 }
 
+/// Unmounts a view when it is dropped; what shows it within roots by then stays.
+struct Unmounting(Weak<Kept>);
+
+impl Drop for Unmounting {
+    fn drop(&mut self) {
+        let Some(kept) = self.0.upgrade() else { return };
+        // Who has the place in hand may be waiting for room, and so for this.
+        let mounted = kept.place.try_lock().and_then(|mut place| place.take());
+        if let Some(mounted) = mounted {
+            mounted.detach();
+        }
+    }
+}
+
 impl Kept {
+    fn unmount(&self) {
+        // What goes with it looks at the place again.
+        let mounted = self.place.lock().take();
+        if let Some(mounted) = mounted {
+            mounted.detach();
+        }
+    }
+
     /// How many it takes.
     fn mounts(&self) -> u64 {
         let place = self.place.lock();
@@ -84,8 +107,20 @@ fn allowed(said: Option<String>) -> u64 {
 /// Where a view is mounted on its own.
 struct Mounted {
     at: PathBuf,
-    /// Paths that have their blob over them.
-    blobs: HashSet<String>,
+    /// Paths that have their blob over them, which stays in the store.
+    blobs: HashMap<String, Pins>,
+    /// For as long as there is room, if there are any.
+    spare: Option<Spare>,
+}
+
+impl Mounted {
+    fn detach(self) {
+        let gone = mounts::detach(&self.at)
+            .and_then(|()| rustix::fs::unlinkat(CWD, &self.at, AtFlags::REMOVEDIR));
+        if let Err(error) = gone {
+            tracing::warn!("cannot unmount {}: {error}", self.at.display());
+        }
+    }
 }
 
 impl Views {
@@ -127,13 +162,18 @@ impl Views {
     }
 
     /// A clone of a view's mount, to be mounted within a root.
-    pub(super) fn part(&self, kept: &Kept) -> Result<rustix::fd::OwnedFd, InputError> {
+    pub(super) fn part(&self, kept: &Arc<Kept>) -> Result<rustix::fd::OwnedFd, InputError> {
         let mut place = kept.place.lock();
         let mounted = match &mut *place {
             Some(mounted) => mounted,
             None => place.insert(self.mount(kept)?),
         };
         self.lay_blobs(&kept.view.root, mounted);
+        let renewed = mounted.spare.as_mut().is_some_and(Spare::renew);
+        if !renewed && !mounted.blobs.is_empty() {
+            let unmounting = Unmounting(Arc::downgrade(kept));
+            mounted.spare = Some(self.store.spare(Arc::new(unmounting)));
+        }
         mounts::clone(&mounted.at)
     }
 
@@ -175,22 +215,12 @@ impl Views {
             });
             idle.map(|(_, view)| view.clone()).collect()
         };
-        idle.iter().for_each(|view| self.unmount(view));
+        idle.iter().for_each(|view| view.unmount());
     }
 
     fn drop_view(&self, kept: &Kept) {
-        self.unmount(kept);
+        kept.unmount();
         self.forget(&self.layout.shared_control(&kept.view.name));
-    }
-
-    fn unmount(&self, kept: &Kept) {
-        if let Some(mounted) = kept.place.lock().take() {
-            let gone = mounts::detach(&mounted.at)
-                .and_then(|()| rustix::fs::unlinkat(CWD, &mounted.at, AtFlags::REMOVEDIR));
-            if let Err(error) = gone {
-                tracing::warn!("cannot unmount {}: {error}", mounted.at.display());
-            }
-        }
     }
 
     fn forget(&self, path: &std::path::Path) {
@@ -206,7 +236,8 @@ impl Views {
         mounts::attach(mounts::clone(&kept.path)?, &at)?;
         Ok(Mounted {
             at,
-            blobs: HashSet::new(),
+            blobs: HashMap::new(),
+            spare: None,
         })
     }
 
@@ -222,12 +253,13 @@ impl Views {
                 if mounted.blobs.len() >= BLOBS {
                     return;
                 }
-                if mounted.blobs.contains(&path) {
+                if mounted.blobs.contains_key(&path) {
                     continue;
                 }
+                let pins = self.store.pin([file.digest]);
                 match self.lay(file, &mounted.at.join(&path)) {
                     Ok(false) => {}
-                    Ok(true) => drop(mounted.blobs.insert(path)),
+                    Ok(true) => drop(mounted.blobs.insert(path, pins)),
                     // It is read as any other file, and tried again for the next action.
                     Err(error) => tracing::warn!("an input is read more slowly: {error}"),
                 }

@@ -8,10 +8,10 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{InputError, Place, directories, failed};
-use crate::cas::CasError;
+use crate::cas::{CasError, LocalStore, disk_size};
 use crate::config::Owner;
 use crate::reapi::status::MissingBlob;
-use crate::tree::{File, Properties, Symlink, quote};
+use crate::tree::{File, Properties, Symlink, file_mode, quote};
 
 // Steps whose errors are told apart.
 const LINK: &str = "link";
@@ -24,6 +24,8 @@ pub(super) struct Placer<'p> {
     /// Blobs may be hard-linked: the action's user cannot write them.
     link: bool,
     missing: Vec<MissingBlob>,
+    /// Bytes of disk of files that are no links.
+    copied: u64,
 }
 
 impl<'p> Placer<'p> {
@@ -34,26 +36,33 @@ impl<'p> Placer<'p> {
             owner,
             link: owner.is_some_and(|owner| owner.uid != own),
             missing: Vec::new(),
+            copied: 0,
         }
     }
 
-    /// Reports what was missing, all of it.
-    pub(super) fn finish(self) -> Result<(), InputError> {
+    /// Reports what was missing, all of it; or else how many bytes of disk were taken by files that are no links.
+    pub(super) fn finish(self) -> Result<u64, InputError> {
         if self.missing.is_empty() {
-            Ok(())
+            Ok(self.copied)
         } else {
             Err(InputError::Missing(self.missing))
         }
     }
 
-    /// Makes `file` in `directory`, which is at `parent`.
+    /// Makes `file` in `directory`, which is at `parent`. If it is to be `written` it is the action's own.
     pub(super) fn file(
         &mut self,
         directory: &OwnedFd,
         parent: &str,
         file: &File,
+        written: bool,
     ) -> Result<(), InputError> {
-        let kind = Mode::from_raw_mode(if file.executable { 0o555 } else { 0o444 });
+        // Which inputs can be written must not depend on which could not be linked.
+        let link = self.link && !written;
+        let kind = Mode::from_raw_mode(match link {
+            true => LocalStore::file_mode(file.executable),
+            false => file_mode(file.executable),
+        });
         let mode = (file.properties.as_deref())
             .and_then(directories::mode)
             .unwrap_or(kind);
@@ -69,7 +78,7 @@ impl<'p> Placer<'p> {
             let Some(source) = store.path(file.digest, file.executable)? else {
                 break;
             };
-            match self.place_from(directory, file, &source, kind, mode) {
+            match self.place_from(directory, file, &source, link.then_some(kind), mode) {
                 Ok(()) => return Ok(()),
                 Err((LINK | OPEN_BLOB, Errno::NOENT)) => {
                     if !store.recheck(file.digest)? {
@@ -99,18 +108,19 @@ impl<'p> Placer<'p> {
         Ok(())
     }
 
+    /// By a link if it is to be `linked`, which gives it that mode, and can be.
     fn place_from(
-        &self,
+        &mut self,
         directory: &OwnedFd,
         file: &File,
         source: &Path,
-        kind: Mode,
+        linked: Option<Mode>,
         mode: Mode,
     ) -> Result<(), (&'static str, Errno)> {
         let properties = file.properties.as_deref();
         // A mode or time of its own needs an inode of its own.
-        let plain = mode == kind && properties.is_none_or(|p| p.mtime.is_none());
-        if self.link && plain {
+        let plain = linked == Some(mode) && properties.is_none_or(|p| p.mtime.is_none());
+        if plain {
             match rustix::fs::linkat(CWD, source, directory, &*file.name, AtFlags::empty()) {
                 Ok(()) => return Ok(()),
                 // Too many links, another file system, or one that has no links: a copy does.
@@ -118,7 +128,9 @@ impl<'p> Placer<'p> {
                 Err(error) => return Err((LINK, error)),
             }
         }
-        self.copy(directory, file, Some(source), mode)
+        self.copy(directory, file, Some(source), mode)?;
+        self.copied = self.copied.saturating_add(disk_size(file.digest.size()));
+        Ok(())
     }
 
     fn copy(
@@ -245,7 +257,7 @@ fn named((action, error): (&'static str, Errno), parent: &str, name: &str) -> In
     failed(action, &join(parent, name))(error)
 }
 
-fn join(parent: &str, name: &str) -> String {
+pub(super) fn join(parent: &str, name: &str) -> String {
     if parent.is_empty() {
         name.to_owned()
     } else {

@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
-use super::place::Placer;
+use super::outputs::Outputs;
+use super::place::{Placer, join};
 use super::{DIRECTORY, InputError, Place, StageRequest, directories, failed};
 use crate::reapi::Digest;
 use crate::tree::{Directory, Properties, Tree};
@@ -24,18 +25,22 @@ struct Level<'t> {
     next: usize,
     /// How much of the path leads here.
     path: usize,
+    /// The action may write all that is in it.
+    output: bool,
 }
 
-/// Fills `root` with a directory of the tree and all below it, and gives it the looks of that directory.
+/// Fills `root` with a directory of the tree that holds no output and all below it, and gives it the looks of that directory. Returns the
+/// bytes of disk that files take which are not the store's.
 pub(super) fn whole(
     place: &Place,
     root: &OwnedFd,
     request: &StageRequest,
     top: Digest,
-    absent: &HashSet<&str>,
-) -> Result<(), InputError> {
-    let properties = plant(place, root, request, top, absent)?;
-    adorn(root, request, &properties)
+) -> Result<u64, InputError> {
+    let (absent, outputs) = (HashSet::new(), Outputs::default());
+    let planted = plant(place, root, request, top, &absent, &outputs)?;
+    adorn(root, request, &planted.properties)?;
+    Ok(planted.copied)
 }
 
 /// Sets the properties of directories: children before parents, and after everything that was made in them. The root is the last.
@@ -58,17 +63,26 @@ pub(super) fn adorn(
     }
 }
 
-/// Fills `root` with the directory `top` of the tree and all below it, but leaves the directories at `absent` empty. Returns
-/// the directories whose properties are still to be set, parents first.
+/// What was put on disk.
+pub(super) struct Planted<'t> {
+    /// The directories whose properties are still to be set, parents first.
+    pub(super) properties: Vec<(String, &'t Properties)>,
+    /// Bytes of disk of the files that are not the store's.
+    copied: u64,
+}
+
+/// Fills `root` with the directory `top` of the tree and all below it, but leaves the directories at `absent` empty.
 pub(super) fn plant<'t>(
     place: &Place,
     root: &OwnedFd,
     request: &'t StageRequest,
     top: Digest,
     absent: &HashSet<&str>,
-) -> Result<Vec<(String, &'t Properties)>, InputError> {
+    outputs: &Outputs,
+) -> Result<Planted<'t>, InputError> {
     let mut plant = Plant {
         tree: &request.tree,
+        outputs,
         placer: Placer::new(place, request.owner),
         path: String::new(),
         properties: Vec::new(),
@@ -78,7 +92,7 @@ pub(super) fn plant<'t>(
         object: request.name.clone(),
         source,
     })?;
-    let mut stack = vec![plant.enter(fd, top)?];
+    let mut stack = vec![plant.enter(fd, top, false)?];
     while let Some(level) = stack.last_mut() {
         let Some(child) = level.directory.directories.get(level.next) else {
             let done = stack.pop();
@@ -89,6 +103,7 @@ pub(super) fn plant<'t>(
             continue;
         };
         level.next += 1;
+        let output = level.output;
         let Some(fd) = &level.fd else {
             return Err(failed("return to", &plant.path)(Errno::BADF));
         };
@@ -103,26 +118,34 @@ pub(super) fn plant<'t>(
         if absent.contains(path.as_str()) {
             continue;
         }
-        let below = plant.enter(fd, child.digest)?;
+        let below = plant.enter(fd, child.digest, output)?;
         stack.push(below);
         if let Some(far) = stack.len().checked_sub(OPEN) {
             stack[far].close()?;
         }
     }
-    plant.placer.finish()?;
-    Ok(plant.properties)
+    Ok(Planted {
+        copied: plant.placer.finish()?,
+        properties: plant.properties,
+    })
 }
 
 struct Plant<'t, 'p> {
     tree: &'t Tree,
+    outputs: &'p Outputs,
     placer: Placer<'p>,
     path: String,
     properties: Vec<(String, &'t Properties)>,
 }
 
 impl<'t> Plant<'t, '_> {
-    /// Puts the files and links of a directory in place; its subdirectories are the stack's.
-    fn enter(&mut self, fd: OwnedFd, digest: Digest) -> Result<Level<'t>, InputError> {
+    /// Puts the files and links of a directory in place, which may be in an output; its subdirectories are the stack's.
+    fn enter(
+        &mut self,
+        fd: OwnedFd,
+        digest: Digest,
+        output: bool,
+    ) -> Result<Level<'t>, InputError> {
         let directory = self.tree.directories.get(&digest).ok_or_else(|| {
             // The door promises a whole tree.
             failed("find the message of directory", &self.path)(Errno::NOENT)
@@ -130,8 +153,11 @@ impl<'t> Plant<'t, '_> {
         if let Some(properties) = &directory.properties {
             self.properties.push((self.path.clone(), properties));
         }
+        let output = output || self.outputs.has(&self.path);
+        let any = !output && self.outputs.any_in(&self.path);
         for file in &directory.files {
-            self.placer.file(&fd, &self.path, file)?;
+            let written = output || any && self.outputs.has(&join(&self.path, &file.name));
+            self.placer.file(&fd, &self.path, file, written)?;
         }
         for symlink in &directory.symlinks {
             self.placer.symlink(&fd, &self.path, symlink)?;
@@ -142,6 +168,7 @@ impl<'t> Plant<'t, '_> {
             directory,
             next: 0,
             path: self.path.len(),
+            output,
         })
     }
 

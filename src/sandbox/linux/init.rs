@@ -8,13 +8,14 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_int, c_long};
+use std::ffi::{CStr, c_int};
 use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::SeqCst};
 
 use crate::sandbox::slot::exec::{Fault, Program};
-use crate::sandbox::slot::raw::{self, CloneArgs, Stack, clone_onto, exit};
+use crate::sandbox::slot::raw::{CloneArgs, Stack, clone_onto, exit};
+use crate::sandbox::slot::steps::{AT_CWD, call, drop_capabilities, limit};
 use crate::sandbox::slot::wire::Step;
 
 /// Everything about one command, prepared by the launcher.
@@ -149,29 +150,6 @@ pub(super) fn start<T>(
         Err(_) => std::process::abort(),
     }
 }
-
-/// A system call with up to six arguments; its error is the fault of this step.
-///
-/// # Safety
-/// As for the call.
-unsafe fn call<const N: usize>(
-    step: Step,
-    number: c_long,
-    arguments: [usize; N],
-) -> Result<usize, Fault> {
-    let mut six = [0; 6];
-    for (to, from) in six.iter_mut().zip(arguments) {
-        *to = from;
-    }
-    // SAFETY: the caller's.
-    let result = unsafe { raw::syscall(number, six) };
-    if result < 0 {
-        return Err(Fault::at(step, -result as c_int));
-    }
-    Ok(result as usize)
-}
-
-const AT_CWD: usize = libc::AT_FDCWD as isize as usize;
 
 extern "C" fn init_main(context: usize) -> ! {
     // SAFETY: the launcher keeps the context until this process is dead.
@@ -394,40 +372,4 @@ fn become_command(plan: &Plan<'_>) -> Result<(), Fault> {
         )?;
     }
     Ok(())
-}
-
-/// Sets both limits; one above what we have is lowered to that, as it is a bound and not a promise.
-///
-/// # Safety
-/// `resource` must be one of the kernel's.
-unsafe fn limit(resource: usize, value: Option<u64>) -> Result<(), Fault> {
-    let Some(value) = value else { return Ok(()) };
-    let mut limit = [value, value];
-    let at = (&raw mut limit) as usize;
-    // SAFETY: the structures live on this stack; the child is a process of its own, so that only its limits change.
-    unsafe {
-        if call(Step::Limit, libc::SYS_prlimit64, [0, resource, at, 0]).is_ok() {
-            return Ok(());
-        }
-        let mut own = [0u64; 2];
-        let own_at = (&raw mut own) as usize;
-        call(Step::Limit, libc::SYS_prlimit64, [0, resource, 0, own_at])?;
-        limit = [value.min(own[1]); 2];
-        call(
-            Step::Limit,
-            libc::SYS_prlimit64,
-            [0, resource, (&raw const limit) as usize, 0],
-        )?;
-    }
-    Ok(())
-}
-
-/// Becoming another user has cleared them, but not for one that is the namespace's 0 or stays the same.
-fn drop_capabilities() -> Result<(), Fault> {
-    const VERSION_3: u32 = 0x2008_0522;
-    let header = [VERSION_3, 0];
-    let none = [0u32; 6];
-    let (header, none) = (header.as_ptr() as usize, none.as_ptr() as usize);
-    // SAFETY: version 3 reads a header of two words and two sets of three words.
-    unsafe { call(Step::User, libc::SYS_capset, [header, none]) }.map(drop)
 }

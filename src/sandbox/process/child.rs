@@ -1,15 +1,15 @@
 //! The last steps before `execve`, and the killer: code that runs in a child which shares the launcher's memory
-//! (`CLONE_VM`, on a stack of its own). A plain fork costs 0.2 ms more. While the one executes, the launcher is
-//! suspended (`CLONE_VFORK`); for the other it waits with an eye on the clock.
-//! Nothing here allocates, locks or panics; system calls that the C library wraps with side effects on other
-//! threads (set*id) are made directly. What failed is written to memory that the launcher reads afterwards.
+//! (`CLONE_VM`, on a stack of its own). A plain fork costs 0.2 ms more. For the one the launcher waits with an ear for the
+//! daemon (`CLONE_VFORK` would suspend it, and the program may come from far away), for the other with an eye on the clock.
+//! What the children do allocates nothing, takes no lock, does not panic and does not call the C library, whose memory (errno) they
+//! share with the launcher. What failed is written to memory that the launcher reads afterwards.
 //!
 //! What is the same for all commands (no new privileges, no groups, umask, default signals, no core dumps) the
 //! launcher sets once for itself, and the child inherits it.
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_int, c_long, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
@@ -18,7 +18,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::sandbox::slot::exec::{Fault, Program};
-use crate::sandbox::slot::raw::Stack;
+use crate::sandbox::slot::raw::{Stack, exit};
+use crate::sandbox::slot::steps::{AT_CWD, call, drop_capabilities, limit};
 use crate::sandbox::slot::uids::SlotUser;
 use crate::sandbox::slot::wire::Step;
 
@@ -46,25 +47,42 @@ pub(super) struct Plan<'a> {
 struct Context<'a> {
     plan: &'a Plan<'a>,
     launcher: c_int,
+    /// The end of a pipe that is closed when the child has executed or exited, and not before.
+    held: usize,
     fault: Option<Fault>,
 }
 
 /// Starts the command; returns when it has been executed or has failed. A child that failed is a zombie by then,
 /// for the caller to reap, like a command that has ended.
-pub(super) fn spawn(plan: &Plan<'_>, stack: &mut Stack) -> (Result<c_int, c_int>, Option<Fault>) {
+///
+/// The program may have to come from far away first. `attend` gets the child and what has something to read once it does
+/// not use our memory any more, and must not return before.
+pub(super) fn spawn<T>(
+    plan: &Plan<'_>,
+    stack: &mut Stack,
+    attend: impl FnOnce(c_int, BorrowedFd<'_>) -> T,
+) -> Result<(T, Option<Fault>), c_int> {
+    let (over, held) = std::io::pipe().map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))?;
     let mut context = Context {
         plan,
         // SAFETY: getpid has no preconditions.
         launcher: unsafe { libc::getpid() },
+        held: held.as_raw_fd() as usize,
         fault: None,
     };
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK;
     let context_ptr = (&raw mut context).cast();
-    let pid = clone_onto(command_main, context_ptr, stack, flags, &mut -1);
+    let pid = clone_onto(command_main, context_ptr, stack, 0, &mut -1)?;
+    drop(held);
+    let attended =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| attend(pid, over.as_fd())));
+    // The child may still use our memory: nothing of this process may go on.
+    let Ok(attended) = attended else {
+        std::process::abort()
+    };
     // SAFETY: the child has executed or exited by now; the volatile read keeps the compiler from
     // assuming that nobody wrote here.
     let fault = unsafe { ptr::read_volatile(&raw const context.fault) };
-    (pid, fault)
+    Ok((attended, fault))
 }
 
 /// Kills every process of the user, in one sweep that no fork can outrun: `kill(-1)` holds the lock that fork needs, and a
@@ -81,9 +99,14 @@ pub(super) fn kill_user(
 ) -> Result<bool, c_int> {
     let mut context = Killer { user, result: -1 };
     let mut pidfd = -1;
-    let flags = libc::CLONE_VM | libc::CLONE_PIDFD;
     let context_ptr = (&raw mut context).cast();
-    let pid = clone_onto(killer_main, context_ptr, stack, flags, &mut pidfd)?;
+    let pid = clone_onto(
+        killer_main,
+        context_ptr,
+        stack,
+        libc::CLONE_PIDFD,
+        &mut pidfd,
+    )?;
     // SAFETY: the kernel has just made this descriptor for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let mut on_time = true;
@@ -96,7 +119,7 @@ pub(super) fn kill_user(
     // SAFETY: as above; a null status is allowed.
     unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
     if !on_time {
-        // It shares errno with us, and `held_up` may have changed that between its call and its look.
+        // It may have been killed before it had done anything.
         return Err(0);
     }
     // SAFETY: the child has exited; see `spawn` for why the read is volatile.
@@ -121,6 +144,7 @@ fn exits_within(pidfd: &OwnedFd, patience: Duration) -> bool {
     }
 }
 
+/// By `clone` and not by `clone3`, which containers are often refused: their filters cannot look into its arguments.
 fn clone_onto(
     main: extern "C" fn(*mut c_void) -> c_int,
     context: *mut c_void,
@@ -132,15 +156,13 @@ fn clone_onto(
     // left that), and its top is one past its last byte. All signals are blocked, so no handler runs in the child.
     let pid = unsafe {
         let top = (stack.address() as *mut u8).add(Stack::SIZE);
-        let flags = flags | libc::SIGCHLD;
+        let flags = libc::CLONE_VM | flags | libc::SIGCHLD;
         libc::clone(main, top.cast(), flags, context, ptr::from_mut(pidfd))
     };
-    if pid < 0 { Err(errno()) } else { Ok(pid) }
-}
-
-fn errno() -> c_int {
-    // SAFETY: the location is valid for the thread's whole life.
-    unsafe { *libc::__errno_location() }
+    if pid < 0 {
+        return Err(Errno::last_raw());
+    }
+    Ok(pid)
 }
 
 struct Killer {
@@ -155,39 +177,44 @@ extern "C" fn killer_main(context: *mut c_void) -> c_int {
     // signalled unless all three ids have become the slot's, which are never 0, and no capability is left.
     unsafe {
         let SlotUser { uid, killer } = (*context).user;
-        let mut result = 0;
-        if uid == 0
-            || killer == 0
-            || libc::syscall(libc::SYS_setresuid, killer, uid, killer) != 0
-            || drop_capabilities().is_err()
-        {
-            result = libc::EPERM;
-        } else if libc::syscall(libc::SYS_kill, -1, libc::SIGKILL) != 0 {
-            result = errno();
-        }
+        let result = match kill_as(uid as usize, killer as usize) {
+            Ok(_) => 0,
+            Err(fault) => fault.errno,
+        };
         ptr::write_volatile(&raw mut (*context).result, result);
-        libc::_exit(0)
+    }
+    exit(0)
+}
+
+/// Kills all that this user has, as one who is nobody else.
+fn kill_as(uid: usize, killer: usize) -> Result<(), Fault> {
+    let refused = |_| Fault::at(Step::User, libc::EPERM);
+    if uid == 0 || killer == 0 {
+        return Err(Fault::at(Step::User, libc::EPERM));
+    }
+    let everybody = -1isize as usize;
+    // SAFETY: plain system calls.
+    unsafe {
+        call(Step::User, libc::SYS_setresuid, [killer, uid, killer]).map_err(refused)?;
+        drop_capabilities().map_err(refused)?;
+        call(
+            Step::User,
+            libc::SYS_kill,
+            [everybody, libc::SIGKILL as usize],
+        )
+        .map(drop)
     }
 }
 
 extern "C" fn command_main(context: *mut c_void) -> c_int {
-    // SAFETY: the pointer is to the launcher's context, which outlives this child, and the launcher is suspended:
-    // this is the only reference.
-    let context = unsafe { &mut *context.cast::<Context<'_>>() };
-    let fault = become_command(context);
-    // SAFETY: as above; volatile for the reader in `spawn`. `_exit` runs no destructors of the launcher's.
+    let context = context.cast::<Context<'_>>();
+    // SAFETY: the pointer is to the launcher's context, which outlives this child's use of it; the launcher looks at it no
+    // earlier than the end of that. Volatile for the reader in `spawn`.
     unsafe {
-        ptr::write_volatile(&raw mut context.fault, Some(fault));
-        libc::_exit(127)
+        let fault = become_command(&*context);
+        ptr::write_volatile(&raw mut (*context).fault, Some(fault));
     }
-}
-
-/// Fails with the errno of the last call unless it was successful.
-fn check(step: Step, result: c_long) -> Result<c_int, Fault> {
-    if result < 0 {
-        return Err(Fault::at(step, errno()));
-    }
-    Ok(result as c_int)
+    exit(127)
 }
 
 /// Returns only if it fails.
@@ -200,130 +227,70 @@ fn become_command(context: &Context<'_>) -> Fault {
 
 fn prepare(context: &Context<'_>) -> Result<(), Fault> {
     let plan = context.plan;
+    let directory = (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC) as usize;
     // SAFETY: plain system calls; all pointers are NUL-terminated strings and structures that live on.
     unsafe {
-        check(Step::Session, libc::setsid().into())?;
-        limit(libc::RLIMIT_NOFILE as c_int, plan.open_files)?;
-        limit(libc::RLIMIT_FSIZE as c_int, plan.file_size)?;
-        limit(libc::RLIMIT_NPROC as c_int, plan.processes)?;
+        call(Step::Session, libc::SYS_setsid, [])?;
+        limit(libc::RLIMIT_NOFILE as usize, plan.open_files)?;
+        limit(libc::RLIMIT_FSIZE as usize, plan.file_size)?;
+        limit(libc::RLIMIT_NPROC as usize, plan.processes)?;
         if plan.oom_victim {
             // Best effort: a kernel or container that forbids it changes nothing for the command.
-            let path = c"/proc/self/oom_score_adj".as_ptr();
-            let fd = libc::open(path, libc::O_WRONLY | libc::O_CLOEXEC);
-            if fd >= 0 {
-                libc::write(fd, c"500".as_ptr().cast(), 3);
-                libc::close(fd);
+            let path = c"/proc/self/oom_score_adj".as_ptr() as usize;
+            let flags = (libc::O_WRONLY | libc::O_CLOEXEC) as usize;
+            if let Ok(fd) = call(Step::Limit, libc::SYS_openat, [AT_CWD, path, flags, 0]) {
+                let score = c"500".as_ptr() as usize;
+                let _ = call(Step::Limit, libc::SYS_write, [fd, score, 3]);
+                let _ = call(Step::Limit, libc::SYS_close, [fd]);
             }
         }
         // The root is opened with the launcher's rights, as its parents may be the daemon's alone.
-        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-        let root = libc::open(plan.root.as_ptr(), flags);
-        check(Step::Root, root.into())?;
+        let root = plan.root.as_ptr() as usize;
+        let root = call(Step::Root, libc::SYS_openat, [AT_CWD, root, directory, 0])?;
         for (fd, target) in [(plan.stdin, 0), (plan.stdout, 1), (plan.stderr, 2)] {
-            check(Step::Streams, libc::dup2(fd.as_raw_fd(), target).into())?;
+            let fd = fd.as_raw_fd() as usize;
+            call(Step::Streams, libc::SYS_dup3, [fd, target, 0])?;
         }
         if let Some((uid, gid)) = plan.user {
-            check(
-                Step::User,
-                libc::syscall(libc::SYS_setresgid, gid, gid, gid),
-            )?;
-            check(
-                Step::User,
-                libc::syscall(libc::SYS_setresuid, uid, uid, uid),
-            )?;
+            let (uid, gid) = (uid as usize, gid as usize);
+            call(Step::User, libc::SYS_setresgid, [gid, gid, gid])?;
+            call(Step::User, libc::SYS_setresuid, [uid, uid, uid])?;
             drop_capabilities()?;
         }
         // The kernel forgets this at each change of ids, so it comes after the last.
-        let signal = libc::SIGKILL as libc::c_ulong;
-        check(
-            Step::DeathSignal,
-            libc::prctl(libc::PR_SET_PDEATHSIG, signal).into(),
-        )?;
-        if libc::getppid() != context.launcher {
+        let death = [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize];
+        call(Step::DeathSignal, libc::SYS_prctl, death)?;
+        if call(Step::DeathSignal, libc::SYS_getppid, [])? != context.launcher as usize {
             return Err(Fault::at(Step::DeathSignal, libc::ESRCH));
         }
-        let mut dir = root;
+        let (mut dir, mut step) = (root, Step::Root);
         if !plan.cwd.to_bytes().is_empty() {
             // Links within the root are followed, links out of it are refused.
             let mut how: libc::open_how = std::mem::zeroed();
-            how.flags = flags as u64;
+            how.flags = directory as u64;
             how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS;
-            let opened = libc::syscall(
-                libc::SYS_openat2,
-                root,
-                plan.cwd.as_ptr(),
-                &raw const how,
-                size_of::<libc::open_how>(),
-            );
-            dir = check(Step::Cwd, opened)?;
+            let at = (&raw const how) as usize;
+            let size = size_of::<libc::open_how>();
+            let cwd = plan.cwd.as_ptr() as usize;
+            dir = call(Step::Cwd, libc::SYS_openat2, [root, cwd, at, size])?;
+            step = Step::Cwd;
         }
-        let step = if dir == root { Step::Root } else { Step::Cwd };
-        check(step, libc::fchdir(dir).into())?;
-        check(
-            Step::Streams,
-            libc::syscall(libc::SYS_close_range, 3, c_long::from(u32::MAX), 0),
-        )?;
+        call(step, libc::SYS_fchdir, [dir])?;
+        // Nothing else is needed any more; this closes when the program is executed.
+        const HELD: usize = 3;
+        if context.held != HELD {
+            let flags = libc::O_CLOEXEC as usize;
+            call(Step::Streams, libc::SYS_dup3, [context.held, HELD, flags])?;
+        }
+        let last = u32::MAX as usize;
+        call(Step::Streams, libc::SYS_close_range, [HELD + 1, last, 0])?;
         let none = 0u64;
-        check(
+        let (set, none) = (libc::SIG_SETMASK as usize, (&raw const none) as usize);
+        call(
             Step::Session,
-            libc::syscall(
-                libc::SYS_rt_sigprocmask,
-                libc::SIG_SETMASK,
-                &raw const none,
-                ptr::null_mut::<u64>(),
-                size_of::<u64>(),
-            ),
+            libc::SYS_rt_sigprocmask,
+            [set, none, 0, size_of::<u64>()],
         )?;
     }
     Ok(())
-}
-
-/// Sets both limits; one above what the daemon may give is lowered to that, as it is a bound and not a promise.
-///
-/// # Safety
-/// `resource` must be one of the kernel's.
-unsafe fn limit(resource: c_int, value: Option<u64>) -> Result<(), Fault> {
-    let Some(value) = value else { return Ok(()) };
-    let mut limit = libc::rlimit64 {
-        rlim_cur: value,
-        rlim_max: value,
-    };
-    // SAFETY: the structures live on this stack; the child is a process of its own, so that only its limits change.
-    unsafe {
-        let set = |limit: &libc::rlimit64| {
-            libc::syscall(
-                libc::SYS_prlimit64,
-                0,
-                resource,
-                ptr::from_ref(limit),
-                ptr::null_mut::<libc::rlimit64>(),
-            )
-        };
-        if set(&limit) == 0 {
-            return Ok(());
-        }
-        let mut own = limit;
-        let got = libc::syscall(
-            libc::SYS_prlimit64,
-            0,
-            resource,
-            ptr::null::<libc::rlimit64>(),
-            &raw mut own,
-        );
-        check(Step::Limit, got)?;
-        limit.rlim_cur = value.min(own.rlim_max);
-        limit.rlim_max = limit.rlim_cur;
-        check(Step::Limit, set(&limit))?;
-    }
-    Ok(())
-}
-
-/// Changing the user has cleared them, unless something above us had set securebits that keep them.
-fn drop_capabilities() -> Result<(), Fault> {
-    const VERSION_3: u32 = 0x2008_0522;
-    let header = [VERSION_3, 0];
-    let none = [0u32; 6];
-    // SAFETY: version 3 reads a header of two words and two sets of three words.
-    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
-    check(Step::User, result).map(drop)
 }

@@ -9,7 +9,8 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{IoSlice, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use caps::CapSet;
@@ -70,12 +71,24 @@ fn rustix_call(what: &'static str) -> impl Fn(rustix::io::Errno) -> LauncherErro
 
 struct Launcher {
     socket: OwnedFd,
-    null: File,
+    null: Rc<File>,
     signals: SignalFd,
-    stack: Box<Stack>,
+    /// The command's until it executes.
+    stack: Option<Box<Stack>>,
+    /// For what ends commands, which may have to happen meanwhile.
+    killer: Box<Stack>,
     daemon: i32,
     /// Whether a command has to be made a likelier victim than we are.
     oom_victim: bool,
+}
+
+/// What happened until the command executed its program, or did not.
+struct Seen {
+    reaper: Reaper,
+    /// It was signalled.
+    stopped: bool,
+    /// Nothing of it is left, as the daemon wanted; whether that is still there.
+    over: Option<bool>,
 }
 
 /// What stopped a wait.
@@ -160,9 +173,10 @@ impl Launcher {
         prctl::set_pdeathsig(Signal::SIGTERM).map_err(call("ask for a death signal"))?;
         let launcher = Launcher {
             socket,
-            null,
+            null: Rc::new(null),
             signals,
-            stack: Stack::new(),
+            stack: None,
+            killer: Stack::new(),
             daemon,
             oom_victim: own_oom_score() < OOM_SCORE,
         };
@@ -196,7 +210,7 @@ impl Launcher {
                     }
                 }
                 Request::Sweep { id, user } => {
-                    let errno = sweep(user, &mut self.stack).err().map_or(0, |e| e as i32);
+                    let errno = sweep(user, &mut self.killer).err().map_or(0, |e| e as i32);
                     self.report(&Report::Swept { id, errno })?;
                 }
                 Request::SetUp { .. } => {
@@ -221,10 +235,18 @@ impl Launcher {
             ..Ended::default()
         };
         let alive = match self.start(run, inline, fds) {
-            Ok((mut reaper, None)) => {
-                let watched = self.watch(run, &mut reaper);
+            Ok((seen, None)) => {
+                let Seen {
+                    mut reaper,
+                    stopped,
+                    over,
+                } = seen?;
+                let watched = match over {
+                    None => self.watch(run, &mut reaper, stopped),
+                    Some(alive) => Ok((stopped, alive)),
+                };
                 if reaper.reap() {
-                    reaper.kill_all(run.user, &self.signals, &mut self.stack);
+                    reaper.kill_all(run.user, &self.signals, &mut self.killer);
                 }
                 let (stopped, alive) = watched?;
                 ended.stopped = stopped;
@@ -232,10 +254,13 @@ impl Launcher {
                 ended.usage = reaper.usage;
                 alive
             }
-            Ok((mut reaper, Some(failure))) => {
-                reaper.kill_all(run.user, &self.signals, &mut self.stack);
+            Ok((seen, Some(failure))) => {
+                let Seen {
+                    mut reaper, over, ..
+                } = seen?;
+                reaper.kill_all(run.user, &self.signals, &mut self.killer);
                 ended.failure = Some(failure);
-                true
+                over.unwrap_or(true)
             }
             Err(failure) => {
                 ended.failure = Some(failure);
@@ -255,7 +280,7 @@ impl Launcher {
         run: &RunHeader,
         inline: &[u8],
         fds: Vec<OwnedFd>,
-    ) -> Result<(Reaper, Option<Failure>), Failure> {
+    ) -> Result<(Result<Seen, LauncherError>, Option<Failure>), Failure> {
         let refused = |errno: i32| Failure {
             step: Step::Request,
             errno,
@@ -294,11 +319,12 @@ impl Launcher {
         let program = strings.argv.first().copied().unwrap_or_default();
         let candidates = candidates(program, &strings.env);
         let candidates: Vec<&CStr> = candidates.iter().map(|c| c.as_c_str()).collect();
+        let null = self.null.clone();
         let plan = Plan {
             program: Program::new(&candidates, &strings.argv, &strings.env),
             root: strings.root,
             cwd: strings.cwd,
-            stdin: self.null.as_fd(),
+            stdin: null.as_fd(),
             stdout: stdout.as_fd(),
             stderr: stderr.as_fd(),
             user: run.user.map(|user| (user.uid, user.uid)),
@@ -307,8 +333,10 @@ impl Launcher {
             processes: run.processes,
             oom_victim: self.oom_victim,
         };
-        let (pid, fault) = spawn(&plan, &mut self.stack);
-        let pid = pid.map_err(|errno| Failure {
+        let mut stack = self.stack.take().unwrap_or_else(Stack::new);
+        let spawned = spawn(&plan, &mut stack, |pid, over| self.attend(run, pid, over));
+        self.stack = Some(stack);
+        let (seen, fault) = spawned.map_err(|errno| Failure {
             step: Step::Clone,
             errno,
             path: Vec::new(),
@@ -328,7 +356,53 @@ impl Launcher {
                 }
             },
         );
-        Ok((Reaper::new(pid), failure))
+        Ok((seen, failure))
+    }
+
+    /// Waits until the command executes or has failed to, which `started` tells, and heeds the daemon meanwhile: the kernel may
+    /// be waiting for the program's content. Whatever this returns, `started` has told it by then.
+    fn attend(
+        &mut self,
+        run: &RunHeader,
+        pid: i32,
+        started: BorrowedFd<'_>,
+    ) -> Result<Seen, LauncherError> {
+        let mut reaper = Reaper::new(pid);
+        let mut stopped = false;
+        loop {
+            let mut fds = [
+                PollFd::new(started, PollFlags::POLLIN),
+                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
+            ];
+            let polled = match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                polled => polled.map_err(call("wait")),
+            };
+            if fds[0].revents().is_some_and(|events| !events.is_empty()) {
+                return Ok(Seen {
+                    reaper,
+                    stopped,
+                    over: None,
+                });
+            }
+            let alive = match polled.and_then(|_| self.order(run.id)) {
+                Ok(Order::Nothing) => continue,
+                Ok(Order::Terminate) => {
+                    stopped = true;
+                    reaper.terminate();
+                    continue;
+                }
+                Ok(Order::Kill) => Ok(true),
+                Ok(Order::HungUp) => Ok(false),
+                Err(error) => Err(error),
+            };
+            reaper.kill_all(run.user, &self.signals, &mut self.killer);
+            return alive.map(|alive| Seen {
+                reaper,
+                stopped: true,
+                over: Some(alive),
+            });
+        }
     }
 
     /// Waits for the command's end, or for a reason to end it. Returns whether we had signalled it before it
@@ -337,8 +411,8 @@ impl Launcher {
         &mut self,
         run: &RunHeader,
         reaper: &mut Reaper,
+        mut stopped: bool,
     ) -> Result<(bool, bool), LauncherError> {
-        let mut stopped = false;
         loop {
             let woken = self.wait()?;
             // First of all, so that an end which came before the request counts as natural.

@@ -14,6 +14,7 @@ pub(super) mod request;
 pub(super) mod run;
 pub(super) mod seat;
 pub(super) mod spill;
+pub(super) mod steps;
 pub(super) mod streams;
 pub(super) mod sys;
 pub(super) mod uids;

@@ -1,7 +1,9 @@
 //! The action cache: results of actions, one file each, below a directory of its own.
 //!
 //! A file is written beside its place and renamed into it, and carries a hash of its content: whatever a crash or a disk
-//! leaves behind is either a whole result or a miss. The least recently used results go first when there are too many.
+//! leaves behind is either a whole result or a miss. The least recently used results go first when there are too many, or when they
+//! take too much of the disk. Their files count as the store's own, in its quota and above its floor of free space; when it has no
+//! blob left to evict, results go.
 //! Files are named `FUNCTION/HH/HASH-SIZE`; their modification time is the time of their last use, as far as a restart
 //! needs to know it.
 
@@ -10,8 +12,8 @@ use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
@@ -19,7 +21,7 @@ use parking_lot::Mutex;
 use prost::Message;
 
 use super::references::available;
-use crate::cas::{CasError, LocalStore};
+use crate::cas::{Beside, CasError, LocalStore, Spare, disk_size};
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction};
 
@@ -28,6 +30,10 @@ const MAGIC: &[u8; 8] = b"bxresult";
 const HEADER: usize = MAGIC.len() + 32;
 /// The largest result that is kept, in bytes: one that still fits into an answer.
 pub const MAX_RESULT: usize = (4 << 20) - (64 << 10);
+/// The part of the store's size that results may take.
+const SHARE: u64 = 16;
+/// Bytes of disk that results give up at a time, if the store has no room.
+const SLICE: u64 = 1 << 20;
 /// How stale a file's modification time may become before a use refreshes it.
 const STALE: Duration = Duration::from_secs(600);
 
@@ -35,12 +41,51 @@ const STALE: Duration = Duration::from_secs(600);
 pub struct ActionCache {
     directory: PathBuf,
     store: Arc<LocalStore>,
-    index: Mutex<LruCache<Digest, ()>>,
+    index: Mutex<Index>,
+    /// Bytes of disk that they may take.
+    most: u64,
+    /// Left with the store, which drops it when it needs room; `None` before there is a result.
+    spare: Mutex<Option<Spare>>,
+    this: Weak<ActionCache>,
     names: AtomicU64,
 }
 
+struct Index {
+    results: LruCache<Digest, Beside>,
+    /// Their bytes of disk.
+    bytes: u64,
+}
+
+impl Index {
+    /// Takes the least recently used out, as long as there are more than so many bytes.
+    fn shrink(&mut self, most: u64) -> Vec<(Digest, Beside)> {
+        let mut gone = Vec::new();
+        while self.bytes > most {
+            let Some((digest, beside)) = self.results.pop_lru() else {
+                break;
+            };
+            self.bytes = self.bytes.saturating_sub(beside.bytes());
+            gone.push((digest, beside));
+        }
+        gone
+    }
+}
+
+/// Dropped by the store, it takes some results with it.
+struct Giving(Weak<ActionCache>);
+
+impl Drop for Giving {
+    fn drop(&mut self) {
+        if let Some(cache) = self.0.upgrade() {
+            cache.give(SLICE);
+            cache.leave();
+        }
+    }
+}
+
 impl ActionCache {
-    /// Opens or creates the cache in `directory`; keeps at most `max_entries` results, the least recently used go first.
+    /// Opens or creates the cache in `directory`; keeps at most `max_entries` results, and at most a sixteenth of what the store may
+    /// take (but always one), the least recently used go first.
     pub fn open(
         directory: &Path,
         max_entries: usize,
@@ -61,31 +106,60 @@ impl ActionCache {
         for function in DigestFunction::ALL {
             scan(&directory.join(function.name()), function, &mut found)?;
         }
-        found.sort_by_key(|(used, _)| *used);
-        let cache = ActionCache {
+        let max_entries = NonZeroUsize::new(max_entries).unwrap_or(NonZeroUsize::MIN);
+        let largest = disk_size((HEADER + MAX_RESULT) as u64);
+        let cache = Arc::new_cyclic(|this| ActionCache {
             directory: directory.to_owned(),
+            most: (store.high_water() / SHARE).max(largest),
             store,
-            index: Mutex::new(LruCache::new(
-                NonZeroUsize::new(max_entries).unwrap_or(NonZeroUsize::MIN),
-            )),
+            index: Mutex::new(Index {
+                results: LruCache::new(max_entries),
+                bytes: 0,
+            }),
+            spare: Mutex::default(),
+            this: this.clone(),
             names: AtomicU64::new(0),
-        };
-        for (_, digest) in found {
-            cache.note(digest);
+        });
+        cache.take_in(found, max_entries.get());
+        Ok(cache)
+    }
+
+    /// Takes in what an earlier process has left, and first removes what is too much.
+    fn take_in(&self, mut found: Vec<Found>, max_entries: usize) {
+        // The last used first.
+        found.sort_by_key(|found| std::cmp::Reverse(found.used));
+        let mut bytes: u64 = 0;
+        let over = found.iter().take(max_entries).position(|found| {
+            bytes = bytes.saturating_add(found.bytes);
+            bytes > self.most
+        });
+        for found in found.drain(over.unwrap_or(max_entries).min(found.len())..) {
+            let _ = fs::remove_file(self.path(found.digest));
         }
-        Ok(Arc::new(cache))
+        for found in found.into_iter().rev() {
+            match self.store.beside(found.bytes) {
+                Ok(beside) => self.note(found.digest, beside),
+                Err(why) => {
+                    tracing::warn!(%why, "action cache: removed a result");
+                    let _ = fs::remove_file(self.path(found.digest));
+                }
+            }
+        }
+        self.leave();
+        // They were on the disk before anybody counted them.
+        self.store.keep_free(0);
     }
 
     /// The result of an action, if it is here and every blob that it names is still in the store.
     pub fn get(&self, action: Digest) -> Result<Option<re::ActionResult>, CasError> {
-        if self.index.lock().get(&action).is_none() {
+        if self.index.lock().results.get(&action).is_none() {
             return Ok(None);
         }
         let path = self.path(action);
         let bytes = match read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.index.lock().pop(&action);
+                self.forget(action);
                 return Ok(None);
             }
             Err(error) => return Err(disk("read", &path, error)),
@@ -116,30 +190,48 @@ impl ActionCache {
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(blake3::hash(&content).as_bytes());
         bytes.extend_from_slice(&content);
+        let size = disk_size(bytes.len() as u64);
+        let gone = self.index.lock().shrink(self.most.saturating_sub(size));
+        self.unlink(gone);
+        let mut beside = self.store.reserve_beside(bytes.len() as u64)?;
         let path = self.path(action);
         let unwritten = self
             .directory
             .join("unwritten")
             .join(self.names.fetch_add(1, Ordering::Relaxed).to_string());
-        fs::write(&unwritten, &bytes).map_err(|error| disk("write", &unwritten, error))?;
-        let placed = fs::rename(&unwritten, &path).or_else(|error| match path.parent() {
-            Some(parent) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(parent)?;
-                fs::rename(&unwritten, &path)
+        let place = || {
+            fs::write(&unwritten, &bytes)?;
+            fs::rename(&unwritten, &path).or_else(|error| match path.parent() {
+                Some(parent) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir_all(parent)?;
+                    fs::rename(&unwritten, &path)
+                }
+                _ => Err(error),
+            })
+        };
+        let placed = place().or_else(|error| match error.kind() {
+            // Others fill the disk as well.
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                let _ = fs::remove_file(&unwritten);
+                self.give(size);
+                self.store.make_room(size);
+                place()
             }
             _ => Err(error),
         });
         if let Err(error) = placed {
             let _ = fs::remove_file(&unwritten);
-            return Err(disk("rename to", &path, error));
+            return Err(disk("write", &path, error));
         }
-        self.note(action);
+        beside.written();
+        self.note(action, beside);
+        self.leave();
         Ok(())
     }
 
     /// How many results there are.
     pub fn len(&self) -> usize {
-        self.index.lock().len()
+        self.index.lock().results.len()
     }
 
     /// Whether there is none.
@@ -148,15 +240,55 @@ impl ActionCache {
     }
 
     /// Makes `action` the most recently used and removes what goes beyond the bound.
-    fn note(&self, action: Digest) {
-        let gone = self.index.lock().push(action, ());
-        if let Some((gone, ())) = gone.filter(|(gone, ())| *gone != action) {
-            let _ = fs::remove_file(self.path(gone));
+    fn note(&self, action: Digest, beside: Beside) {
+        let mut index = self.index.lock();
+        index.bytes = index.bytes.saturating_add(beside.bytes());
+        let pushed_out = index.results.push(action, beside);
+        if let Some((_, beside)) = &pushed_out {
+            index.bytes = index.bytes.saturating_sub(beside.bytes());
+        }
+        // Others may have put some at the same time.
+        let mut gone = index.shrink(self.most);
+        drop(index);
+        // What was here under the same name has gone with the rename.
+        gone.extend(pushed_out.filter(|(gone, _)| *gone != action));
+        self.unlink(gone);
+    }
+
+    /// Removes the least recently used results, for about so many bytes of disk.
+    fn give(&self, bytes: u64) {
+        let mut index = self.index.lock();
+        let most = index.bytes.saturating_sub(bytes);
+        let gone = index.shrink(most);
+        drop(index);
+        self.unlink(gone);
+    }
+
+    /// Leaves the results with the store, unless they are there, or there are none.
+    fn leave(&self) {
+        let mut spare = self.spare.lock();
+        if !self.is_empty() && spare.as_ref().is_none_or(Spare::is_gone) {
+            *spare = Some(self.store.spare(Arc::new(Giving(self.this.clone()))));
+        }
+    }
+
+    /// Their room ends with their files.
+    fn unlink(&self, gone: Vec<(Digest, Beside)>) {
+        for (digest, beside) in gone {
+            let _ = fs::remove_file(self.path(digest));
+            drop(beside);
+        }
+    }
+
+    fn forget(&self, action: Digest) {
+        let mut index = self.index.lock();
+        if let Some(beside) = index.results.pop(&action) {
+            index.bytes = index.bytes.saturating_sub(beside.bytes());
         }
     }
 
     fn remove(&self, action: Digest) {
-        self.index.lock().pop(&action);
+        self.forget(action);
         let _ = fs::remove_file(self.path(action));
     }
 
@@ -206,11 +338,19 @@ fn decode(bytes: &[u8]) -> Option<re::ActionResult> {
     re::ActionResult::decode(content).ok()
 }
 
+/// What an earlier process has left.
+struct Found {
+    used: SystemTime,
+    digest: Digest,
+    /// Of disk.
+    bytes: u64,
+}
+
 /// Collects the entries below one function's directory. What does not look like an entry is left alone.
 fn scan(
     directory: &Path,
     function: DigestFunction,
-    found: &mut Vec<(SystemTime, Digest)>,
+    found: &mut Vec<Found>,
 ) -> Result<(), CasError> {
     let list = |directory: &Path| match fs::read_dir(directory) {
         Ok(list) => Ok(Some(list)),
@@ -237,9 +377,15 @@ fn scan(
                 .to_str()
                 .and_then(|name| name.split_once('-'))
                 .and_then(|(hash, size)| Digest::parse(function, hash, size.parse().ok()?).ok());
-            let used = entry.metadata().and_then(|about| about.modified());
-            if let (Some(digest), Ok(used)) = (digest, used) {
-                found.push((used, digest));
+            let Ok(about) = entry.metadata() else {
+                continue;
+            };
+            if let (Some(digest), Ok(used)) = (digest, about.modified()) {
+                found.push(Found {
+                    used,
+                    digest,
+                    bytes: disk_size(about.len()),
+                });
             }
         }
     }
@@ -247,102 +393,4 @@ fn scan(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cas::StoreConfig;
-
-    fn store(root: &Path) -> Arc<LocalStore> {
-        LocalStore::open(StoreConfig {
-            root: root.join("cas"),
-            high_water: 1 << 24,
-            low_water: 1 << 23,
-            free_floor: 0,
-        })
-        .unwrap()
-    }
-
-    fn action(i: u8) -> Digest {
-        DigestFunction::Blake3.digest(&[i])
-    }
-
-    fn result(i: u8) -> re::ActionResult {
-        re::ActionResult {
-            stdout_raw: vec![i].into(),
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn results_survive_a_restart_in_their_order() {
-        let root = tempfile::tempdir().unwrap();
-        let directory = root.path().join("ac");
-        let store = store(root.path());
-        let cache = ActionCache::open(&directory, 3, store.clone()).unwrap();
-        for i in 0..3 {
-            cache.put(action(i), &result(i)).unwrap();
-            let used = SystemTime::UNIX_EPOCH + Duration::from_secs(100 - u64::from(i));
-            let file = fs::File::open(cache.path(action(i))).unwrap();
-            file.set_modified(used).unwrap();
-        }
-        fs::write(directory.join("unwritten/left"), b"by a crash").unwrap();
-        fs::write(directory.join("blake3/stray"), b"not ours").unwrap();
-        let cache = ActionCache::open(&directory, 2, store.clone()).unwrap();
-        assert_eq!(cache.len(), 2);
-        assert_eq!(cache.get(action(2)).unwrap(), None);
-        assert!(!cache.path(action(2)).exists());
-        assert_eq!(cache.get(action(0)).unwrap(), Some(result(0)));
-        assert!(!directory.join("unwritten/left").exists());
-        // 1 is now the least recently used.
-        cache.put(action(3), &result(3)).unwrap();
-        assert_eq!(cache.get(action(1)).unwrap(), None);
-        assert_eq!(cache.get(action(0)).unwrap(), Some(result(0)));
-    }
-
-    #[test]
-    fn other_users_of_the_host_cannot_read_it() {
-        let root = tempfile::tempdir().unwrap();
-        let directory = root.path().join("ac");
-        // As an earlier release made it.
-        fs::create_dir(&directory).unwrap();
-        fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
-        ActionCache::open(&directory, 10, store(root.path())).unwrap();
-        let mode = fs::metadata(&directory).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o700);
-    }
-
-    #[test]
-    fn a_damaged_entry_is_a_miss() {
-        let root = tempfile::tempdir().unwrap();
-        let cache = ActionCache::open(&root.path().join("ac"), 10, store(root.path())).unwrap();
-        let path = cache.path(action(1));
-        for damage in [
-            |bytes: &mut Vec<u8>| bytes.truncate(20),
-            |bytes: &mut Vec<u8>| bytes.clear(),
-            |bytes: &mut Vec<u8>| bytes[HEADER] ^= 1,
-        ] {
-            cache.put(action(1), &result(1)).unwrap();
-            assert!(cache.get(action(1)).unwrap().is_some());
-            let mut bytes = fs::read(&path).unwrap();
-            damage(&mut bytes);
-            fs::write(&path, &bytes).unwrap();
-            assert_eq!(cache.get(action(1)).unwrap(), None);
-            assert!(!path.exists());
-        }
-        cache.put(action(1), &result(1)).unwrap();
-        fs::remove_file(&path).unwrap();
-        assert_eq!(cache.get(action(1)).unwrap(), None);
-    }
-
-    #[test]
-    fn an_enormous_result_is_refused() {
-        let root = tempfile::tempdir().unwrap();
-        let cache = ActionCache::open(&root.path().join("ac"), 10, store(root.path())).unwrap();
-        let huge = re::ActionResult {
-            stdout_raw: vec![0; MAX_RESULT].into(),
-            ..Default::default()
-        };
-        let error = cache.put(action(1), &huge).unwrap_err();
-        assert!(matches!(error, CasError::TooLarge { .. }));
-        assert_eq!(cache.get(action(1)).unwrap(), None);
-    }
-}
+mod tests;

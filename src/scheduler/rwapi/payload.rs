@@ -7,6 +7,7 @@ use tonic::Code;
 
 use super::metadata::About;
 use super::status::Report;
+use crate::action::bounds;
 use crate::reapi::any::Named;
 use crate::reapi::proto::{re, rw};
 use crate::reapi::{Digest, DigestFunction};
@@ -38,6 +39,12 @@ pub(super) fn read(lease: &rw::Lease, about: About) -> Result<Lease, Report> {
         .ok_or_else(|| invalid("the lease has no payload".to_owned()))?;
     let name = payload.type_url.rsplit('/').next().unwrap_or_default();
     let (action, payload_digest) = if name == re::Action::NAME {
+        // A reply may be large, and a decoded Action many times so.
+        bounds::action(&payload.value).map_err(|why| {
+            invalid(format!(
+                "the lease's payload is not an Action that is taken: it {why}"
+            ))
+        })?;
         re::Action::decode(payload.value.as_slice())
             .map_err(|error| invalid(format!("the lease's payload is not an Action: {error}")))?;
         (Some(Bytes::copy_from_slice(&payload.value)), None)
@@ -127,6 +134,15 @@ mod tests {
                     ..pack(&re::Action::default())
                 })),
                 "not an Action",
+            ),
+            (
+                lease(Some(pack(&re::Action {
+                    platform: Some(re::Platform {
+                        properties: vec![re::platform::Property::default(); 1 << 17],
+                    }),
+                    ..Default::default()
+                }))),
+                "131072 platform properties",
             ),
             (
                 lease(Some(pack(&re::Digest {

@@ -118,7 +118,8 @@ pub(super) fn report(finished: Finished) -> Report {
     }
 }
 
-/// A command that came to an end of its own.
+/// A command that came to an end of its own. What there is to say beside it is at the end of its standard error: a lease
+/// has no other place for it, as nobody reads the text of an OK.
 fn ran(exit_code: i32, result: Option<re::ActionResult>) -> Report {
     match result {
         Some(mut result) => {

@@ -373,6 +373,23 @@ class Lab:
             self.shared["sid"] = holder
         return ["nsenter", "--target", self.shared["sid"].pid, "--mount", "--root", "env", "-C", folder]
 
+    def sid_version(self, package, series):
+        """The version of a Debian package in the sid root, which must be of `series`. sid moves on by itself: what is
+        promised of that series would silently be tested no longer."""
+        self.need("sid")
+        asked = [*self.sid(), "dpkg-query", "--show", "--showformat=${Version}", package]
+        code, version, err = self.run("version", asked)
+        expect_equal(code, 0, f"exit status of dpkg-query ({err})")
+        # Without Debian's epoch.
+        found = version.strip().split(":")[-1]
+        expect(
+            found.startswith(f"{series}."),
+            f"sid has {package} {found} and no longer {series}: when these scenarios hold with it, write the new series to SERIES in "
+            "tests/peers/scenarios/on_standalone.py, and to docs/SPECIFICATION.md, README.md and CHANGELOG.md where they name the "
+            f"old one; for {series} itself, have tests/peers/debian-sid take it from a snapshot of Debian",
+        )
+        return f"{package} {found}"
+
     # -- BuildGrid -------------------------------------------------------------------------------
 
     def buildgrid(self):

@@ -3,8 +3,28 @@
 The sid clients bring their own compiler along as host tools, so that the standalone runs inside the same root as they do.
 """
 
+import functools
+
 from .lab import Bazel, expect, expect_equal
 from .on_buildgrid import bazel_4_repositories
+
+# The series of the sid root's packages that are promised; another one is not taken for it.
+SERIES = {"bazel-bootstrap": "7", "buildbox": "1.4"}
+
+
+def of_sid(package):
+    """A scenario of this package in the sid root: fails if it is of another series, and says which version it ran."""
+
+    def around(scenario):
+        @functools.wraps(scenario)
+        def checked(lab):
+            version = lab.sid_version(package, SERIES[package])
+            scenario(lab)
+            return version
+
+        return checked
+
+    return around
 
 
 def bazel_4(lab):
@@ -53,6 +73,7 @@ def standalone_bazel_4_builds(lab):
     expect_equal(said, "Hello, worker!\n", "output of the program that was built")
 
 
+@of_sid("bazel-bootstrap")
 def standalone_bazel_7_genrule(lab):
     client = bazel_7(lab)
     client.renew("some text")
@@ -63,6 +84,7 @@ def standalone_bazel_7_genrule(lab):
     expect_equal(client.output("deep/er/one.txt").read_text(), "some text\n", "deep/er/one.txt")
 
 
+@of_sid("bazel-bootstrap")
 def standalone_bazel_7_cc_binary_then_all_from_cache(lab):
     client = bazel_7(lab)
     with lab.standalone(within=lab.sid()) as server:
@@ -78,6 +100,7 @@ def standalone_bazel_7_cc_binary_then_all_from_cache(lab):
         expect(found.get("remote cache hit", 0) >= 3, f"three cache hits in the second build, not {found}")
 
 
+@of_sid("bazel-bootstrap")
 def standalone_bazel_7_failing_genrule_is_not_cached(lab):
     client = bazel_7(lab)
     client.renew()
@@ -93,6 +116,7 @@ def standalone_bazel_7_failing_genrule_is_not_cached(lab):
     expect(stamps[0] != stamps[1], "the second run was answered from a cache")
 
 
+@of_sid("bazel-bootstrap")
 def standalone_bazel_7_without_the_bytes(lab):
     client = bazel_7(lab)
     client.clean()
@@ -106,6 +130,7 @@ def standalone_bazel_7_without_the_bytes(lab):
         expect(client.output("upper.txt").exists(), "the output is not there after --remote_download_outputs=toplevel")
 
 
+@of_sid("bazel-bootstrap")
 def standalone_bazel_7_with_compression(lab):
     client = bazel_7(lab)
     client.clean()
@@ -121,6 +146,7 @@ def standalone_bazel_7_with_compression(lab):
         expect_equal(client.output("upper.txt").read_text(), "COMPRESS ME " * 100_000 + "\n", "upper.txt from the cache")
 
 
+@of_sid("buildbox")
 def standalone_recc_compiles_then_hits_the_cache(lab):
     project = lab.fresh_folder("recc")
     (project / "unit.c").write_text('#include "unit.h"\nint answer(void) { return ANSWER; }\n')
@@ -141,6 +167,7 @@ def standalone_recc_compiles_then_hits_the_cache(lab):
         expect(hit in outcomes[1], f"recc speaks of no cache hit in its second run: {outcomes[1][-1000:]}")
 
 
+@of_sid("buildbox")
 def standalone_trexe_and_the_cas_tools(lab):
     folder, back, ours = lab.fresh_folder("tools"), lab.fresh_folder("back"), lab.fresh_folder("ours")
     (folder / "sub").mkdir()

@@ -1,0 +1,128 @@
+//! One connection to the server: it counts towards how many there may be, and must soon say that it speaks HTTP/2.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
+use tonic::transport::server::Connected;
+
+/// One connection, of either kind.
+pub(super) struct Connection {
+    wire: Wire,
+    /// Until the client has said that it is one.
+    greeting: Option<Greeting>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The socket of a connection.
+pub(super) enum Wire {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// The first bytes of a connection, which must come soon: one that stays silent would keep its permit from others for as long as
+/// it likes, as it is asked for a sign of life only later.
+struct Greeting {
+    missing: usize,
+    until: Pin<Box<Sleep>>,
+}
+
+/// The preface of HTTP/2 and the head of the frame that must follow, in bytes.
+const GREETING: usize = 24 + 9;
+
+impl Greeting {
+    fn within(time: Duration) -> Self {
+        Greeting {
+            missing: GREETING,
+            until: Box::pin(tokio::time::sleep(time)),
+        }
+    }
+}
+
+impl Connection {
+    /// A connection that has just come in, and has `greeting` to say what it is.
+    pub(super) fn new(wire: Wire, permit: OwnedSemaphorePermit, greeting: Duration) -> Self {
+        Connection {
+            wire,
+            greeting: Some(Greeting::within(greeting)),
+            _permit: permit,
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = match &mut self.wire {
+            Wire::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Wire::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+        };
+        let Some(greeting) = &mut self.greeting else {
+            return read;
+        };
+        greeting.missing = (greeting.missing).saturating_sub(buffer.filled().len() - before);
+        if greeting.missing == 0 {
+            self.greeting = None;
+        } else if greeting.until.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.wire {
+            Wire::Tcp(stream) => Pin::new(stream).poll_write(context, data),
+            Wire::Unix(stream) => Pin::new(stream).poll_write(context, data),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.wire {
+            Wire::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, data),
+            Wire::Unix(stream) => Pin::new(stream).poll_write_vectored(context, data),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.wire {
+            Wire::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Wire::Unix(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.wire {
+            Wire::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Wire::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
