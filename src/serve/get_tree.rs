@@ -11,13 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use futures::stream::unfold;
 use prost::Message;
-use tokio::sync::mpsc::error::SendTimeoutError;
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinHandle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
+use super::pieces::Pieces;
 use super::request::{blocking, failed};
 use crate::cas::LocalStore;
 use crate::reapi::Digest;
@@ -177,47 +175,51 @@ impl Trees {
     pub(super) async fn pages(&self, store: Arc<LocalStore>, walk: Walk) -> Result<Pages, Status> {
         // It is never closed.
         let permit = self.walks.clone().acquire_owned().await;
-        let (first, mut walk) = turn(&store, walk).await?;
-        let (pages, taken) = mpsc::channel(1);
-        let idle = self.idle;
-        // A task of its own, for nobody asks for the next page while a client takes nothing.
-        let task: JoinHandle<Result<(), Status>> = tokio::spawn(async move {
-            let _permit = permit;
-            let mut page = first;
-            loop {
-                let last = page.next_page_token.is_empty();
-                match pages.send_timeout(page, idle).await {
-                    Ok(()) if last => return Ok(()),
-                    Ok(()) => {}
-                    // The client is gone.
-                    Err(SendTimeoutError::Closed(_)) => return Ok(()),
-                    Err(SendTimeoutError::Timeout(page)) => {
-                        drop(page);
-                        return Err(Status::deadline_exceeded(format!(
-                            "no page of the tree was taken for {idle:?}; ask again with the last page's token"
-                        )));
-                    }
-                }
-                (page, walk) = turn(&store, walk).await?;
-            }
+        let mut pages = Paging {
+            store,
+            walk,
+            first: None,
+            ended: false,
+            _permit: permit.ok(),
+        };
+        let pages = blocking(move || {
+            pages.first = pages.next()?;
+            Ok(pages)
         });
-        Ok(Box::pin(unfold(Some((taken, task)), |state| async move {
-            let (mut taken, task) = state?;
-            if let Some(page) = taken.recv().await {
-                return Some((Ok(page), Some((taken, task))));
-            }
-            let end = task.await.unwrap_or_else(|error| {
-                Err(Status::internal(format!("reading the tree broke: {error}")))
-            });
-            end.err().map(|error| (Err(error), None))
-        })))
+        Ok(Box::pin(pages.await?.send(self.idle)))
     }
 }
 
-async fn turn(
-    store: &Arc<LocalStore>,
-    mut walk: Walk,
-) -> Result<(re::GetTreeResponse, Walk), Status> {
-    let store = store.clone();
-    blocking(move || Ok((walk.next_page(&store)?, walk))).await
+/// A tree on its way out.
+struct Paging {
+    store: Arc<LocalStore>,
+    walk: Walk,
+    /// It was read before the answer began.
+    first: Option<re::GetTreeResponse>,
+    /// The last page was read.
+    ended: bool,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Pieces for Paging {
+    type Piece = re::GetTreeResponse;
+
+    const WORK: &'static str = "reading the tree";
+
+    fn is_over(&self) -> bool {
+        self.ended && self.first.is_none()
+    }
+
+    fn next(&mut self) -> Result<Option<re::GetTreeResponse>, Status> {
+        if self.first.is_some() {
+            return Ok(self.first.take());
+        }
+        let page = self.walk.next_page(&self.store)?;
+        self.ended = page.next_page_token.is_empty();
+        Ok(Some(page))
+    }
+
+    fn given_up(&self, idle: Duration) -> String {
+        format!("no page of the tree was taken for {idle:?}; ask again with the last page's token")
+    }
 }

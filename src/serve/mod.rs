@@ -28,6 +28,7 @@ mod execution;
 mod gate;
 mod get_tree;
 mod listen;
+mod pieces;
 mod request;
 
 use std::future::Future;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::{self, unfold};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::task::JoinHandle;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Code, Status};
 
 use super::super::compress::Deflate;
+use super::super::pieces::Pieces;
 use super::super::request::{blocking, failed, instance};
 use super::{ByteStreamService, Reading};
 use crate::cas::LocalStore;
@@ -35,9 +36,12 @@ struct Outgoing {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Outgoing {
-    /// The next piece; `None` at the end. Blocks.
-    fn piece(&mut self) -> Result<Option<Bytes>, Status> {
+impl Pieces for Outgoing {
+    type Piece = Bytes;
+
+    const WORK: &'static str = "the download";
+
+    fn next(&mut self) -> Result<Option<Bytes>, Status> {
         let broken = |what: &str, error: std::io::Error| {
             Status::internal(format!("cannot {what} blob {}: {error}", self.digest))
         };
@@ -66,44 +70,12 @@ impl Outgoing {
         }
         Ok((!packed.is_empty()).then(|| packed.into()))
     }
-}
 
-impl Outgoing {
-    /// The pieces, read by a task: nobody asks for the next one while a client takes nothing, so only a
-    /// task of its own can give the place up then.
-    fn send(mut self, idle: Duration) -> Reading {
-        let (pieces, taken) = mpsc::channel(1);
-        let task: JoinHandle<Result<(), Status>> = tokio::spawn(async move {
-            loop {
-                let place = match tokio::time::timeout(idle, pieces.reserve()).await {
-                    Ok(Ok(place)) => place,
-                    // The client is gone.
-                    Ok(Err(_)) => return Ok(()),
-                    Err(_) => {
-                        return Err(Status::deadline_exceeded(format!(
-                            "nothing of blob {} was taken for {idle:?}; read it again from there",
-                            self.digest
-                        )));
-                    }
-                };
-                let (piece, blob) = blocking(move || Ok((self.piece()?, self))).await?;
-                self = blob;
-                match piece {
-                    Some(data) => place.send(data),
-                    None => return Ok(()),
-                }
-            }
-        });
-        Box::pin(unfold(Some((taken, task)), |state| async move {
-            let (mut taken, task) = state?;
-            if let Some(data) = taken.recv().await {
-                return Some((Ok(bs::ReadResponse { data }), Some((taken, task))));
-            }
-            let end = task.await.unwrap_or_else(|error| {
-                Err(Status::internal(format!("the download broke: {error}")))
-            });
-            end.err().map(|error| (Err(error), None))
-        }))
+    fn given_up(&self, idle: Duration) -> String {
+        format!(
+            "nothing of blob {} was taken for {idle:?}; read it again from there",
+            self.digest
+        )
     }
 }
 
@@ -138,7 +110,10 @@ impl ByteStreamService {
         Ok(match first {
             First::Whole(data) if data.is_empty() => Box::pin(stream::empty()),
             First::Whole(data) => Box::pin(stream::iter([Ok(bs::ReadResponse { data })])),
-            First::Pieces(blob) => blob.send(self.download_idle),
+            First::Pieces(blob) => {
+                let pieces = blob.send(self.download_idle);
+                Box::pin(pieces.map(|piece| Ok(bs::ReadResponse { data: piece? })))
+            }
         })
     }
 
