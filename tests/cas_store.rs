@@ -959,10 +959,7 @@ fn the_floor_of_free_space_is_kept() {
     let mut config = config(&mounted.path().join("store"));
     config.free_floor = 2 << 20;
     let store = LocalStore::open(config).unwrap();
-    let free = || {
-        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
-        stat.f_bavail * stat.f_frsize
-    };
+    let free = || mounted.free();
     for n in 0..3000 {
         put(&store, n, 4096);
         assert!(free() >= 2 << 20, "{} after {n}", free());
@@ -986,10 +983,7 @@ fn the_floor_counts_what_was_promised_and_not_what_is_taken_over() {
     let store = LocalStore::open(config).unwrap();
     // Both come at the same time; 8 MiB have no room for both and the floor.
     let ((one, one_data), (two, two_data)) = (blob(1, 4 << 20), blob(2, 4 << 20));
-    let free = || {
-        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
-        stat.f_bavail * stat.f_frsize
-    };
+    let free = || mounted.free();
     let mut first = store.writer(one, false).unwrap();
     let mut second = Some(store.writer(two, false).unwrap());
     let mut came = 0;
@@ -1035,10 +1029,7 @@ fn after_an_adoption_the_floor_holds_again() {
     let mut config = config(&mounted.path().join("store"));
     config.free_floor = 2 << 20;
     let store = LocalStore::open(config).unwrap();
-    let free = || {
-        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
-        stat.f_bavail * stat.f_frsize
-    };
+    let free = || mounted.free();
     // A look at the disk while it is empty allows for much.
     put(&store, 0, 4096);
     for n in 1..40 {
@@ -1073,10 +1064,7 @@ fn results_of_actions_do_not_fill_the_disk() {
         let results = ActionCache::open(&mounted.path().join("ac"), 1000, store.clone()).unwrap();
         (store, results)
     };
-    let free = || {
-        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
-        stat.f_bavail * stat.f_frsize
-    };
+    let free = || mounted.free();
     let result = |n| re::ActionResult {
         stdout_raw: content(n, 3_900_000).into(),
         ..Default::default()

@@ -323,10 +323,7 @@ fn outputs_keep_the_floor_of_free_space() {
         return;
     };
     let place = Place::new();
-    let free = || {
-        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
-        stat.f_bavail * stat.f_frsize
-    };
+    let free = || mounted.free();
     for n in 0..8 {
         let script = format!("head -c 20000000 /dev/urandom > o && : {n}");
         let mut run = place.sh(&["--output", "o"], &script);

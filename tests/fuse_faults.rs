@@ -7,52 +7,28 @@ mod common;
 mod connection;
 #[path = "common/faulty_cas/mod.rs"]
 mod faulty_cas;
+#[path = "common/log.rs"]
+mod log;
 #[path = "common/skipped.rs"]
 mod skipped;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boxwright::action::{Ending, Finished};
+use boxwright::action::Ending;
 use boxwright::reapi::Digest;
 use boxwright::reapi::proto::re;
 use bytes::Bytes;
-use common::{Bench, F, action, sh};
+use common::{Bench, F, action, missing, sh, soon};
 use connection::Connection;
 use faulty_cas::{FaultyCas, blob};
-use parking_lot::Mutex;
+use log::Log;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 /// A worker whose CAS is `cas`, with this patience.
 fn bench(cas: &FaultyCas, retries: u32, patience: Duration) -> Option<Bench> {
     Bench::fuse(Some(Arc::new(cas.client_with(retries, patience))), |_| {})
-}
-
-/// What was logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn subscriber(self) -> impl tracing::Subscriber + Send + Sync {
-        tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || self.clone())
-            .finish()
-    }
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().clone()).unwrap()
-    }
-}
-
-impl std::io::Write for Log {
-    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(text);
-        Ok(text.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// A root whose files the worker does not have.
@@ -91,15 +67,6 @@ fn written(bench: &Bench, name: &str) -> Vec<u8> {
     { layers.flatten() }
         .find_map(|layer| std::fs::read(layer.path().join("upper").join(name)).ok())
         .unwrap_or_default()
-}
-
-/// Waits for something that happens soon.
-async fn soon(what: &str, mut happened: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !happened() {
-        assert!(begun.elapsed() < Duration::from_secs(5), "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[tokio::test]
@@ -242,16 +209,6 @@ async fn what_nobody_has_is_named_all_of_it() {
     // What is not read is not missed.
     let finished = bench.run(sh("cat here > /dev/null"), root).await;
     assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
-}
-
-/// What an ending says is missing, sorted by path.
-fn missing(finished: &Finished) -> Vec<(&str, Digest)> {
-    let Ending::MissingInputs(missing) = &finished.ending else {
-        panic!("{finished:?}")
-    };
-    let mut missing: Vec<_> = missing.iter().map(|m| (&*m.what, m.digest)).collect();
-    missing.sort();
-    missing
 }
 
 #[tokio::test]

@@ -386,6 +386,16 @@ async fn inputs_that_no_action_uses_any_more_make_room() {
     assert_eq!(gone.count(), 0, "{mounts}");
 }
 
+/// How many files called `large` are mounted over their paths in parts of roots.
+fn laid(bench: &Bench) -> usize {
+    let dir = bench.dir.path().to_str().unwrap();
+    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let laid = { mounts.lines() }
+        .filter(|line| line.contains(dir) && line.contains("/parts/"))
+        .filter(|line| line.contains("/large "));
+    laid.count()
+}
+
 #[tokio::test]
 async fn large_inputs_of_an_action_that_ended_are_not_kept_by_its_mounts() {
     let Some(bench) = Bench::fuse_in(48 << 20) else {
@@ -394,14 +404,7 @@ async fn large_inputs_of_an_action_that_ended_are_not_kept_by_its_mounts() {
     // More than what is kept for the next action's sake.
     let large = vec![7; 20 << 20];
     let root = put(&bench, &[("lib", Dir(&[("large", File(&large))]))]);
-    let dir = bench.dir.path().to_str().unwrap();
-    let laid = || {
-        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        let laid = { mounts.lines() }
-            .filter(|line| line.contains(dir) && line.contains("/parts/"))
-            .filter(|line| line.contains("/large "));
-        laid.count()
-    };
+    let laid = || laid(&bench);
     for _ in 0..2 {
         let finished = bench.run(sh("cmp -n 9 lib/large lib/large"), root).await;
         assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
@@ -426,14 +429,7 @@ async fn inputs_kept_for_the_next_action_make_room_for_an_upload() {
         let finished = bench.run(sh("cmp -n 9 lib/large lib/large"), root).await;
         assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
     }
-    let dir = bench.dir.path().to_str().unwrap();
-    let laid = || {
-        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        let laid = { mounts.lines() }
-            .filter(|line| line.contains(dir) && line.contains("/parts/"))
-            .filter(|line| line.contains("/large "));
-        laid.count()
-    };
+    let laid = || laid(&bench);
     assert_eq!(laid(), 1);
     let upload = vec![8; 44 << 20];
     let put = bench.store.put(F.digest(&upload), &upload, false);

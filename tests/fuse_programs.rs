@@ -10,12 +10,12 @@ mod skipped;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boxwright::action::{Ending, Finished};
+use boxwright::action::Ending;
 use boxwright::reapi::Digest;
 use boxwright::reapi::proto::re;
 use boxwright::tree::TreeBuilder;
 use bytes::Bytes;
-use common::{Bench, action, sh};
+use common::{Bench, action, missing, sh, soon};
 use faulty_cas::{FaultyCas, blob};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -79,17 +79,6 @@ fn with_a_loader_of_its_own() -> (Bytes, String) {
     program[at..][..path.len()].copy_from_slice(&path);
     program[at + path.len()] = 0;
     (program.into(), String::from_utf8(path).unwrap())
-}
-
-/// What an ending says is missing, sorted by path.
-fn missing(finished: &Finished) -> Vec<(&str, Digest)> {
-    let Ending::MissingInputs(missing) = &finished.ending else {
-        panic!("{finished:?}")
-    };
-    assert!(!finished.cacheable && finished.result.is_none());
-    let mut missing: Vec<_> = missing.iter().map(|m| (&*m.what, m.digest)).collect();
-    missing.sort();
-    missing
 }
 
 #[tokio::test]
@@ -246,11 +235,7 @@ async fn cancelled_at(
 ) -> Ending {
     let cancel = CancellationToken::new();
     let mut running = std::pin::pin!(bench.start(action, cancel.clone()));
-    let asked = async {
-        while cas.calls(call) == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
+    let asked = soon(call, || cas.calls(call) > 0);
     tokio::select! {
         finished = &mut running => panic!("{finished:?}"),
         () = asked => {}

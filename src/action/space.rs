@@ -20,7 +20,11 @@ pub(super) struct Disk {
 
 /// Makes room if less is free than is to stay free and `ahead`.
 pub(super) async fn make(store: &Arc<LocalStore>, ahead: u64) {
-    let free = store.free_above_floor();
+    make_beside(store, store.free_above_floor(), ahead).await;
+}
+
+/// The same for who has just asked what is free.
+async fn make_beside(store: &Arc<LocalStore>, free: u64, ahead: u64) {
     if free < ahead || free == 0 {
         in_background(store, move |store| store.keep_free(ahead)).await;
     }
@@ -42,7 +46,7 @@ pub(super) async fn kept<T>(store: &Arc<LocalStore>, run: impl Future<Output = T
             tokio::time::sleep(LOOK).await;
             was_full |= store.is_disk_full();
             let now = store.free_above_floor();
-            make(store, last.saturating_sub(now)).await;
+            make_beside(store, now, last.saturating_sub(now)).await;
             last = store.free_above_floor();
         }
     };

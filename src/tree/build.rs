@@ -177,6 +177,24 @@ impl TreeBuilder {
     }
 }
 
+#[cfg(test)]
+impl TreeBuilder {
+    /// The tree as one that was fetched, for tests.
+    pub(crate) fn tree(self) -> super::Tree {
+        let (root, messages) = self.finish();
+        let decoded = |(digest, message): (Digest, Bytes)| {
+            let directory = super::decode(digest, &message).unwrap();
+            (digest, std::sync::Arc::new(directory))
+        };
+        super::Tree {
+            root,
+            directories: messages.into_iter().map(decoded).collect(),
+            nodes: 0,
+            bytes: 0,
+        }
+    }
+}
+
 fn serialize(directory: Building, digests: &[Option<re::Digest>]) -> re::Directory {
     let mut message = re::Directory {
         node_properties: directory.properties.map(Properties::into_proto),

@@ -229,7 +229,7 @@ fn properties(of: &Option<Box<Properties>>) -> Option<re::NodeProperties> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Node, TreeBuilder, decode};
+    use super::super::{Node, TreeBuilder};
     use super::*;
 
     const F: DigestFunction = DigestFunction::Sha256;
@@ -246,17 +246,7 @@ mod tests {
                     .unwrap(),
             }
         }
-        let (root, messages) = builder.finish();
-        let directories = messages
-            .iter()
-            .map(|(digest, bytes)| (*digest, Arc::new(decode(*digest, bytes).unwrap())))
-            .collect();
-        Tree {
-            root,
-            directories,
-            nodes: 0,
-            bytes: 0,
-        }
+        builder.tree()
     }
 
     #[test]

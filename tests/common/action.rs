@@ -6,9 +6,9 @@ use std::cell::Cell;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use boxwright::action::{Finished, Runner, RunnerParts, Settings, Strategies};
+use boxwright::action::{Ending, Finished, Runner, RunnerParts, Settings, Strategies};
 use boxwright::cas::{BlobSource, Cas, LocalStore, StoreConfig};
 use boxwright::inputs::InputRoots;
 use boxwright::inputs::fuse::{FuseRoots, private_mounts};
@@ -302,5 +302,25 @@ pub(crate) fn sh(script: &str) -> re::Command {
             value: "/usr/bin:/bin".into(),
         }],
         ..Default::default()
+    }
+}
+
+/// What an ending says is missing, sorted by path.
+pub(crate) fn missing(finished: &Finished) -> Vec<(&str, Digest)> {
+    let Ending::MissingInputs(missing) = &finished.ending else {
+        panic!("{finished:?}")
+    };
+    assert!(!finished.cacheable && finished.result.is_none());
+    let mut missing: Vec<_> = missing.iter().map(|m| (&*m.what, m.digest)).collect();
+    missing.sort();
+    missing
+}
+
+/// Waits for something that happens soon.
+pub(crate) async fn soon(what: &str, mut happened: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !happened() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -1,4 +1,5 @@
 //! A small file system for tests that fill one.
+#![allow(dead_code)] // each test file uses its own part
 
 use std::path::Path;
 use std::process::Command;
@@ -30,6 +31,12 @@ impl Mounted {
 
     pub(crate) fn path(&self) -> &Path {
         self.0.path()
+    }
+
+    /// Bytes that may still be written.
+    pub(crate) fn free(&self) -> u64 {
+        let stat = rustix::fs::statvfs(self.path()).unwrap();
+        stat.f_bavail * stat.f_frsize
     }
 }
 

@@ -128,17 +128,7 @@ mod tests {
             };
             builder.directory_properties(path, properties).unwrap();
         }
-        let (root, messages) = builder.finish();
-        let directories = messages
-            .iter()
-            .map(|(digest, bytes)| (*digest, crate::tree::decode(*digest, bytes).unwrap().into()))
-            .collect();
-        Tree {
-            root,
-            directories,
-            nodes: 0,
-            bytes: 0,
-        }
+        builder.tree()
     }
 
     #[test]

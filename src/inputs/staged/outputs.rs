@@ -76,12 +76,9 @@ fn real(tree: &Tree, path: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-    use std::sync::Arc;
-
     use super::*;
     use crate::reapi::DigestFunction;
-    use crate::tree::{TreeBuilder, decode};
+    use crate::tree::TreeBuilder;
 
     fn tree() -> Tree {
         const F: DigestFunction = DigestFunction::Sha256;
@@ -101,16 +98,7 @@ mod tests {
         ] {
             tree.symlink(path, target, None).unwrap();
         }
-        let (root, messages) = tree.finish();
-        let directories: HashMap<_, _> = { messages.iter() }
-            .map(|(digest, message)| (*digest, Arc::new(decode(*digest, message).unwrap())))
-            .collect();
-        Tree {
-            root,
-            directories,
-            nodes: 0,
-            bytes: 0,
-        }
+        tree.tree()
     }
 
     #[test]

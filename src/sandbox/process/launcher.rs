@@ -25,6 +25,7 @@ use nix::unistd::{chdir, dup2_stdin, geteuid, getppid, setgroups, setsid};
 
 use super::child::{Plan, spawn};
 use super::kill::{Reaper, sweep};
+use super::order::{Order, order};
 use crate::sandbox::slot::channel;
 use crate::sandbox::slot::exec::{Fault, Program};
 use crate::sandbox::slot::lookup::candidates;
@@ -52,7 +53,7 @@ pub fn launcher_main() -> ! {
 
 /// Why a launcher cannot work.
 #[derive(Debug, thiserror::Error)]
-enum LauncherError {
+pub(super) enum LauncherError {
     #[error("this command is for boxwright's own use (a worker starts it)")]
     NotForYou,
     #[error("cannot {0}: {1}")]
@@ -65,7 +66,7 @@ fn call(what: &'static str) -> impl Fn(Errno) -> LauncherError {
     move |errno| LauncherError::Call(what, errno)
 }
 
-fn rustix_call(what: &'static str) -> impl Fn(rustix::io::Errno) -> LauncherError {
+pub(super) fn rustix_call(what: &'static str) -> impl Fn(rustix::io::Errno) -> LauncherError {
     move |errno| LauncherError::Call(what, Errno::from_raw(errno.raw_os_error()))
 }
 
@@ -385,7 +386,7 @@ impl Launcher {
                     over: None,
                 });
             }
-            let alive = match polled.and_then(|_| self.order(run.id)) {
+            let alive = match polled.and_then(|_| order(&self.socket, run.id)) {
                 Ok(Order::Nothing) => continue,
                 Ok(Order::Terminate) => {
                     stopped = true;
@@ -423,7 +424,7 @@ impl Launcher {
             match woken {
                 Woken::Child => {}
                 Woken::Orphaned => return Ok((true, false)),
-                Woken::Socket => match self.order(run.id)? {
+                Woken::Socket => match order(&self.socket, run.id)? {
                     Order::Nothing => {}
                     Order::Terminate => {
                         stopped = true;
@@ -461,27 +462,6 @@ impl Launcher {
         Ok(if spoken { Woken::Socket } else { Woken::Child })
     }
 
-    /// What the daemon has said during run `id`.
-    fn order(&self, id: u64) -> Result<Order, LauncherError> {
-        let mut buffer = [0; REQUEST_LEN];
-        let len = match channel::receive(&self.socket, &mut buffer, false) {
-            Ok(got) => got.len,
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Order::Nothing),
-            Err(rustix::io::Errno::CONNRESET) => 0,
-            Err(errno) => return Err(rustix_call("receive a request")(errno)),
-        };
-        if len == 0 {
-            return Ok(Order::HungUp);
-        }
-        match Request::decode(&buffer[..len]) {
-            Ok((Request::Terminate { id: of }, _)) if of == id => Ok(Order::Terminate),
-            Ok((Request::Kill { id: of }, _)) if of == id => Ok(Order::Kill),
-            Ok((Request::Terminate { .. } | Request::Kill { .. }, _)) => Ok(Order::Nothing),
-            Ok(_) => Err(LauncherError::Protocol("a second run at a time")),
-            Err(malformed) => Err(LauncherError::Protocol(malformed.0)),
-        }
-    }
-
     fn report(&self, report: &Report) -> Result<(), LauncherError> {
         match channel::send(&self.socket, &[IoSlice::new(&report.encode())], &[]) {
             // The next receive sees the end of file.
@@ -489,14 +469,6 @@ impl Launcher {
             Err(errno) => Err(rustix_call("send a report")(errno)),
         }
     }
-}
-
-/// What the daemon wants of a running command.
-enum Order {
-    Nothing,
-    Terminate,
-    Kill,
-    HungUp,
 }
 
 fn own_oom_score() -> i32 {

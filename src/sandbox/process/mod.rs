@@ -10,6 +10,7 @@
 mod child;
 mod kill;
 mod launcher;
+mod order;
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;

@@ -1,3 +1,5 @@
+//! Results are whole or missing, bounded in number and bytes, and give way to who needs room.
+
 use super::*;
 use crate::cas::StoreConfig;
 

@@ -1,3 +1,5 @@
+//! Output reaches a server that takes it; one that does not costs the worker a bounded time and amount of memory.
+
 use std::future::pending;
 
 use futures::stream::BoxStream;
