@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let set = protox::compile(FILES.iter().map(|f| root.join(f)), [&root])?;
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::reapi::codec::Checked")
         .emit_rerun_if_changed(false)
         .compile_fds(set)?;
     Ok(())

@@ -1,7 +1,7 @@
 //! How much an Action or a Command may hold of each kind. It is counted in the serialized message: an empty entry is two bytes
 //! there and some 50 once decoded, so that 64 MiB of them would take gigabytes before anything is checked.
 
-use crate::tree::wire::{self, Field};
+use crate::reapi::wire::{self, Field};
 
 /// Arguments. No kernel starts a program with more: execve takes 6 MiB of strings and of pointers to them.
 const ARGUMENTS: usize = 1 << 20;

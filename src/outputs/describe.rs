@@ -12,8 +12,8 @@ use super::{CollectRequest, Collected, OutputError, OutputKind};
 use crate::cas::LocalStore;
 use crate::reapi::proto::re;
 use crate::reapi::proto::re::command::OutputDirectoryFormat as Format;
+use crate::reapi::wire::put_varint;
 use crate::reapi::{Digest, DigestFunction};
-use crate::tree::put_varint;
 
 /// Describes what was found at the declared paths, in the order of their names.
 pub(super) fn describe(

@@ -2,10 +2,12 @@
 //! state or touches a disk.
 
 pub mod any;
+pub mod codec;
 pub mod digest;
 pub mod proto;
 pub mod resource;
 pub mod status;
 pub mod time;
+pub(crate) mod wire;
 
 pub use digest::{Digest, DigestFunction};

@@ -1,14 +1,17 @@
 //! How many calls may hold whole messages in memory at a time. A call waits here before its request is read, so that a
-//! flood of large batches costs the sender's patience, not this process's memory.
+//! flood of large batches costs the sender's patience, not this process's memory; it keeps its place until its answer is taken.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http_body::Body;
 use tokio::sync::Semaphore;
 use tonic::Status;
 use tower::{Layer, Service};
+
+use super::answer::Answer;
 
 /// Calls with large requests or answers that run at a time.
 const CALLS: usize = 64;
@@ -28,13 +31,15 @@ const HEAVY: [&str; 5] = [
 #[derive(Clone)]
 pub(super) struct GateLayer {
     calls: Arc<Semaphore>,
+    idle: Duration,
 }
 
 impl GateLayer {
-    /// One for the whole server.
-    pub(super) fn new() -> Self {
+    /// One for the whole server, whose clients may take nothing of an answer for as long as `idle`.
+    pub(super) fn new(idle: Duration) -> Self {
         GateLayer {
             calls: Arc::new(Semaphore::new(CALLS)),
+            idle,
         }
     }
 }
@@ -46,6 +51,7 @@ impl<S> Layer<S> for GateLayer {
         Gate {
             inner,
             calls: self.calls.clone(),
+            idle: self.idle,
         }
     }
 }
@@ -55,6 +61,7 @@ impl<S> Layer<S> for GateLayer {
 pub(super) struct Gate<S> {
     inner: S,
     calls: Arc<Semaphore>,
+    idle: Duration,
 }
 
 impl<S, B, R> Service<http::Request<B>> for Gate<S>
@@ -63,11 +70,11 @@ where
     S::Future: Send + 'static,
     S::Error: Send,
     B: Send + 'static,
-    R: Default + Send,
+    R: Body + Default + Send,
 {
-    type Response = S::Response;
+    type Response = http::Response<Answer<R>>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -76,23 +83,28 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let path = request.uri().path();
         if !HEAVY.iter().any(|heavy| path.ends_with(heavy)) {
-            return Box::pin(self.inner.call(request));
+            let answered = self.inner.call(request);
+            return Box::pin(async move { Ok(answered.await?.map(Answer::free)) });
         }
         // The service that was polled ready takes the call; its clone waits for the next one.
         let clone = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, clone);
-        let calls = self.calls.clone();
+        let (calls, idle) = (self.calls.clone(), self.idle);
         Box::pin(async move {
-            let _call = calls.acquire_owned().await;
-            tokio::time::timeout(PATIENCE, ready.call(request))
-                .await
-                .unwrap_or_else(|_| {
+            let Ok(place) = calls.acquire_owned().await else {
+                let closed = Status::unavailable("the server is stopping");
+                return Ok(closed.into_http());
+            };
+            match tokio::time::timeout(PATIENCE, ready.call(request)).await {
+                Ok(answered) => Ok(answered?.map(|body| Answer::held(body, place, idle))),
+                Err(_) => {
                     let late = Status::deadline_exceeded(format!(
                         "the call took longer than {} s",
                         PATIENCE.as_secs()
                     ));
                     Ok(late.into_http())
-                })
+                }
+            }
         })
     }
 }

@@ -19,6 +19,7 @@
 //! ```
 
 mod action_cache;
+mod answer;
 mod byte_stream;
 mod capabilities;
 mod cas;
@@ -129,6 +130,7 @@ pub struct Server {
     uploads: ByteStreamService,
     max_connections: usize,
     greeting: Duration,
+    download_idle: Duration,
 }
 
 impl Server {
@@ -206,6 +208,7 @@ impl Server {
             uploads,
             max_connections: config.max_connections.max(1),
             greeting: config.greeting,
+            download_idle: config.download_idle,
         })
     }
 
@@ -218,7 +221,7 @@ impl Server {
     /// returns. Drain the scheduler first: its last results go out through this server.
     pub async fn run(self, stop: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
         let (stopping, _) = watch::channel(false);
-        let gate = gate::GateLayer::new();
+        let gate = gate::GateLayer::new(self.download_idle);
         let connections = Arc::new(tokio::sync::Semaphore::new(self.max_connections));
         let serving = self.listeners.into_iter().map(|listener| {
             let address = listener.address.to_string();
@@ -229,6 +232,7 @@ impl Server {
                 .initial_stream_window_size(1 << 20)
                 .initial_connection_window_size(4 << 20)
                 .max_concurrent_streams(1024)
+                .layer(tower::util::MapResponseLayer::new(request::malformed))
                 .layer(gate.clone())
                 .add_routes(self.routes.clone());
             let incoming = listener.accept(connections.clone(), self.greeting);

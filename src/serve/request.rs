@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 
 use crate::cas::CasError;
 use crate::reapi::proto::re;
-use crate::reapi::{Digest, DigestFunction};
+use crate::reapi::{Digest, DigestFunction, codec};
 
 /// REAPI: an instance name has none of these words as a segment.
 const RESERVED: [&str; 7] = [
@@ -80,6 +80,19 @@ pub(super) fn code(error: &CasError) -> Code {
 /// A failure of the store as the end of a call.
 pub(super) fn failed(error: CasError) -> Status {
     Status::new(code(&error), error.to_string())
+}
+
+/// An answer that says that the request could not be read says whose fault it is: the codec, which reads the answers of others too,
+/// calls it internal.
+pub(super) fn malformed<R>(mut answer: http::Response<R>) -> http::Response<R> {
+    let is = |status: Status| {
+        status.code() == Code::Internal && status.message().starts_with(codec::MALFORMED)
+    };
+    if Status::from_header_map(answer.headers()).is_some_and(is) {
+        let code = (Code::InvalidArgument as i32).into();
+        answer.headers_mut().insert("grpc-status", code);
+    }
+    answer
 }
 
 /// Runs disk work on a thread that may block.

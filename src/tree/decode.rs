@@ -7,9 +7,9 @@
 
 use prost::Message;
 
-use super::wire::{self, Field};
 use super::{Directory, File, Properties, Subdirectory, Symlink, TreeError, quote};
 use crate::reapi::proto::re;
+use crate::reapi::wire::{self, Field};
 use crate::reapi::{Digest, DigestFunction};
 
 /// No entry of a directory is longer than this, with its properties; a longer one is refused undecoded.

@@ -12,7 +12,6 @@ mod lookup;
 mod merge;
 pub(crate) mod quote;
 mod store;
-pub(crate) mod wire;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,7 +29,6 @@ pub use lookup::Node;
 pub use merge::{MergeError, merge};
 pub use store::TreeStore;
 pub(crate) use store::weight;
-pub(crate) use wire::put_varint;
 
 use crate::cas::CasError;
 use crate::reapi::Digest;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::cas::{BlobSource, CasError};
 use crate::cli::exit::{Exit, Failure};
 use crate::reapi::Digest;
-use crate::tree::wire::{self, Field};
+use crate::reapi::wire::{self, Field};
 use crate::tree::{self, Directory, TreeError, TreeLimits};
 
 /// Decoded directories by digest.

@@ -8,8 +8,8 @@ use prost::Message;
 
 use crate::cas::{CasError, LocalStore};
 use crate::reapi::proto::re;
+use crate::reapi::wire;
 use crate::reapi::{Digest, DigestFunction};
-use crate::tree::wire;
 
 /// The largest Tree or Directory message that is looked into, in bytes.
 const MESSAGE: u64 = 64 << 20;

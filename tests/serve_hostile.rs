@@ -1,0 +1,160 @@
+//! What clients send that is no message, or too much of one, and answers that they do not read: each costs the client, not the
+//! server.
+
+mod serve_support;
+
+use std::time::Duration;
+
+use boxwright::reapi::proto::bytestream as bs;
+use boxwright::reapi::proto::re;
+use bytes::Bytes;
+use prost::Message;
+use serve_support::*;
+use tonic::client::Grpc;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
+
+const CAS: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage";
+
+/// Sends one message to a method, whatever type that takes.
+async fn send<A: Message + Default + 'static>(
+    channel: Channel,
+    method: &str,
+    message: impl Message + 'static,
+) -> Result<Streaming<A>, Status> {
+    let mut client = Grpc::new(channel);
+    client.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::default();
+    let answer = client.server_streaming(Request::new(message), method.parse().unwrap(), codec);
+    Ok(answer.await?.into_inner())
+}
+
+/// A connection of its own, on which little is on its way unread.
+async fn connection(server: &Standalone) -> Channel {
+    let endpoint = tonic::transport::Endpoint::from_shared(server.address.clone()).unwrap();
+    let endpoint = endpoint
+        .initial_stream_window_size(64 << 10)
+        .initial_connection_window_size(64 << 10);
+    endpoint.connect().await.unwrap()
+}
+
+#[tokio::test]
+async fn what_is_no_message_is_the_senders_fault() {
+    let server = standalone().await;
+    // The first field is a name, and this is no text.
+    let garbage = || Bytes::from_static(&[0xff, 0xfe]);
+    for method in [
+        format!("{CAS}/FindMissingBlobs"),
+        format!("{CAS}/GetTree"),
+        "/build.bazel.remote.execution.v2.Execution/Execute".to_owned(),
+        "/google.bytestream.ByteStream/Write".to_owned(),
+    ] {
+        let channel = connection(&server).await;
+        let error = send::<re::GetTreeResponse>(channel, &method, garbage())
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{method}: {error}");
+        assert!(error.message().contains("_name"), "{method}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_of_empty_entries_is_refused_before_it_is_decoded() {
+    let server = standalone().await;
+    const COUNT: usize = 1_000_000;
+    let missing = re::FindMissingBlobsRequest {
+        blob_digests: vec![re::Digest::default(); COUNT],
+        ..Default::default()
+    };
+    let error = server.cas().find_missing_blobs(missing).await.unwrap_err();
+    let result = re::ActionResult {
+        output_files: vec![re::OutputFile::default(); COUNT],
+        ..Default::default()
+    };
+    let update = re::UpdateActionResultRequest {
+        action_digest: Some(sha(b"action").to_proto()),
+        action_result: Some(result),
+        ..Default::default()
+    };
+    let other = server
+        .results()
+        .update_action_result(update)
+        .await
+        .unwrap_err();
+    for error in [error, other] {
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert!(error.message().contains("entries"), "{error}");
+    }
+}
+
+/// As many calls as may hold messages at a time, none of whose answers is read.
+async fn stalled(server: &Standalone) -> Vec<Streaming<re::BatchReadBlobsResponse>> {
+    let (mut stalled, asked) = (Vec::new(), read(server));
+    let method = format!("{CAS}/BatchReadBlobs");
+    for _ in 0..64 {
+        let answer = send(connection(server).await, &method, asked.clone()).await;
+        stalled.push(answer.unwrap());
+    }
+    stalled
+}
+
+fn read(server: &Standalone) -> re::BatchReadBlobsRequest {
+    re::BatchReadBlobsRequest {
+        digests: vec![server.keep(&noise(1 << 20)).to_proto()],
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_keep_their_places() {
+    let server = standalone().await;
+    let stalled = stalled(&server).await;
+    let mut cas = server.cas();
+    let mut another = std::pin::pin!(cas.batch_read_blobs(read(&server)));
+    // It waits: what it answers would be one more message in memory.
+    assert!(
+        tokio::time::timeout(Duration::from_millis(500), &mut another)
+            .await
+            .is_err()
+    );
+    drop(stalled);
+    let read = tokio::time::timeout(PATIENCE, another)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(read.into_inner().responses[0].data.len(), 1 << 20);
+}
+
+#[tokio::test]
+async fn who_reads_nothing_of_an_answer_keeps_no_place() {
+    let server = standalone_with(
+        |config| config.download_idle = Duration::from_millis(200),
+        |_| {},
+    )
+    .await;
+    let mut stalled = stalled(&server).await;
+    let mut cas = server.cas();
+    let read = tokio::time::timeout(PATIENCE, cas.batch_read_blobs(read(&server))).await;
+    assert_eq!(read.unwrap().unwrap().into_inner().responses.len(), 1);
+    // What was not taken is told to be missing, and not left out in silence.
+    let error = stalled[0].message().await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+}
+
+#[tokio::test]
+async fn an_upload_in_pieces_that_look_like_many_entries_is_content() {
+    let server = standalone().await;
+    let data = [0x12, 0].repeat(1 << 20);
+    let name = format!("uploads/u/blobs/{}", sha(&data));
+    server.write(&name, &data, 2 << 20).await.unwrap();
+    let request = bs::ReadRequest {
+        resource_name: format!("blobs/{}", sha(&data)),
+        ..Default::default()
+    };
+    let mut stream = server.bytes().read(request).await.unwrap().into_inner();
+    let mut size = 0;
+    while let Some(piece) = stream.message().await.unwrap() {
+        size += piece.data.len();
+    }
+    assert_eq!(size, data.len());
+}
