@@ -169,9 +169,9 @@ impl ContentAddressableStorage for CasService {
         instance(&request.instance_name)?;
         let function = function(request.digest_function)?;
         let root = digest("root_digest", function, request.root_digest.as_ref())?;
-        let walk = get_tree::Walk::new(root, request.page_size, &request.page_token)?;
-        let pages = self.trees.pages(self.store.clone(), walk).await?;
-        Ok(Response::new(pages))
+        let (store, token) = (self.store.clone(), &request.page_token);
+        let pages = self.trees.pages(store, root, request.page_size, token);
+        Ok(Response::new(pages.await?))
     }
 
     async fn split_blob(

@@ -27,6 +27,9 @@ const HEAVY: [&str; 5] = [
     "/UpdateActionResult",
 ];
 
+/// The calls whose answers are streams that hold something until they end: files, walks over trees, what is told of an action.
+const STREAMS: [&str; 4] = ["/Read", "/GetTree", "/Execute", "/WaitExecution"];
+
 /// Makes the gate.
 #[derive(Clone)]
 pub(super) struct GateLayer {
@@ -82,9 +85,16 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let path = request.uri().path();
-        if !HEAVY.iter().any(|heavy| path.ends_with(heavy)) {
+        let is_one_of = |methods: &[&str]| methods.iter().any(|method| path.ends_with(method));
+        if !is_one_of(&HEAVY) {
+            let (streams, idle) = (is_one_of(&STREAMS), self.idle);
             let answered = self.inner.call(request);
-            return Box::pin(async move { Ok(answered.await?.map(Answer::free)) });
+            return Box::pin(async move {
+                Ok(answered.await?.map(|body| match streams {
+                    true => Answer::stream(body, idle),
+                    false => Answer::free(body),
+                }))
+            });
         }
         // The service that was polled ready takes the call; its clone waits for the next one.
         let clone = self.inner.clone();
@@ -96,7 +106,7 @@ where
                 return Ok(closed.into_http());
             };
             match tokio::time::timeout(PATIENCE, ready.call(request)).await {
-                Ok(answered) => Ok(answered?.map(|body| Answer::held(body, place, idle))),
+                Ok(answered) => Ok(answered?.map(|body| Answer::message(body, place, idle))),
                 Err(_) => {
                     let late = Status::deadline_exceeded(format!(
                         "the call took longer than {} s",

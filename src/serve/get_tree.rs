@@ -30,8 +30,12 @@ const PAGE: usize = 1000;
 const MAX_MESSAGE: u64 = (4 << 20) - (64 << 10);
 /// The most directories in a tree.
 const MAX_DIRECTORIES: usize = 1_000_000;
-/// Walks that go on at a time; more wait.
+/// Walks that go on at a time; more wait, but not for long.
 const WALKS: usize = 32;
+/// Directories from which a tree is large: what a walk has seen of it takes some MiB.
+const LARGE: usize = 50_000;
+/// Walks over large trees that go on at a time.
+const LARGE_WALKS: usize = 4;
 
 /// A walk over a tree, as far as it got.
 pub(super) struct Walk {
@@ -44,11 +48,20 @@ pub(super) struct Walk {
     /// A directory that did not fit on the last page.
     held: Option<re::Directory>,
     at_root: bool,
+    /// For walks over large trees.
+    large: Arc<Semaphore>,
+    /// One of those places.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Walk {
     /// Begins a walk where the token says.
-    pub(super) fn new(root: Digest, page_size: i32, token: &str) -> Result<Self, Status> {
+    fn new(
+        root: Digest,
+        page_size: i32,
+        token: &str,
+        large: Arc<Semaphore>,
+    ) -> Result<Self, Status> {
         let page = match usize::try_from(page_size) {
             Err(_) => return Err(Status::invalid_argument("page_size: it is negative")),
             Ok(0) => PAGE,
@@ -68,6 +81,8 @@ impl Walk {
             page,
             held: None,
             at_root: true,
+            large,
+            place: None,
         })
     }
 
@@ -106,6 +121,14 @@ impl Walk {
                 }
             }
             let directory = re::Directory::decode(bytes).map_err(|error| bad(&error))?;
+            if self.seen.len() > LARGE && self.place.is_none() {
+                let place = self.large.clone().try_acquire_owned();
+                self.place = Some(place.map_err(|_| {
+                    Status::unavailable(
+                        "as many large trees are being read as may be at a time; try again later",
+                    )
+                })?);
+            }
             if self.seen.len() > MAX_DIRECTORIES {
                 return Err(Status::resource_exhausted(format!(
                     "the tree has more than {MAX_DIRECTORIES} directories; read them one by one"
@@ -153,40 +176,52 @@ impl Walk {
     }
 }
 
-/// The walks that go on: each holds pages in memory, so that they are bounded.
+/// The walks that go on: each holds pages and digests in memory, so that they are bounded.
 pub(super) struct Trees {
     walks: Arc<Semaphore>,
-    /// How long a client may take no page.
-    idle: Duration,
+    large: Arc<Semaphore>,
+    /// How long one waits for a place.
+    patience: Duration,
 }
 
 /// Pages on their way.
 pub(super) type Pages = Pin<Box<dyn Stream<Item = Result<re::GetTreeResponse, Status>> + Send>>;
 
 impl Trees {
-    pub(super) fn new(idle: Duration) -> Self {
+    pub(super) fn new(patience: Duration) -> Self {
         Trees {
             walks: Arc::new(Semaphore::new(WALKS)),
-            idle,
+            large: Arc::new(Semaphore::new(LARGE_WALKS)),
+            patience,
         }
     }
 
-    /// All pages from where the walk is. A failure on the first one ends the call.
-    pub(super) async fn pages(&self, store: Arc<LocalStore>, walk: Walk) -> Result<Pages, Status> {
-        // It is never closed.
-        let permit = self.walks.clone().acquire_owned().await;
+    /// All pages from where the token says. A failure on the first one ends the call.
+    pub(super) async fn pages(
+        &self,
+        store: Arc<LocalStore>,
+        root: Digest,
+        page_size: i32,
+        token: &str,
+    ) -> Result<Pages, Status> {
+        let walk = Walk::new(root, page_size, token, self.large.clone())?;
+        let place = tokio::time::timeout(self.patience, self.walks.clone().acquire_owned());
+        let place = place.await.map_err(|_| {
+            Status::unavailable("as many trees are being read as may be at a time; try again later")
+        })?;
         let mut pages = Paging {
             store,
             walk,
             first: None,
             ended: false,
-            _permit: permit.ok(),
+            // The semaphore is never closed.
+            _place: place.ok(),
         };
         let pages = blocking(move || {
             pages.first = pages.next()?;
             Ok(pages)
         });
-        Ok(Box::pin(pages.await?.send(self.idle)))
+        Ok(Box::pin(pages.await?.send()))
     }
 }
 
@@ -198,28 +233,21 @@ struct Paging {
     first: Option<re::GetTreeResponse>,
     /// The last page was read.
     ended: bool,
-    _permit: Option<OwnedSemaphorePermit>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Pieces for Paging {
     type Piece = re::GetTreeResponse;
 
-    const WORK: &'static str = "reading the tree";
-
-    fn is_over(&self) -> bool {
-        self.ended && self.first.is_none()
-    }
-
     fn next(&mut self) -> Result<Option<re::GetTreeResponse>, Status> {
         if self.first.is_some() {
             return Ok(self.first.take());
         }
+        if self.ended {
+            return Ok(None);
+        }
         let page = self.walk.next_page(&self.store)?;
         self.ended = page.next_page_token.is_empty();
         Ok(Some(page))
-    }
-
-    fn given_up(&self, idle: Duration) -> String {
-        format!("no page of the tree was taken for {idle:?}; ask again with the last page's token")
     }
 }

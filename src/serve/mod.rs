@@ -76,7 +76,7 @@ pub struct ServerConfig {
     pub upload_kept: Duration,
     /// How long a client may stay silent within an upload.
     pub upload_idle: Duration,
-    /// How long a client may take nothing of a download.
+    /// How long a client may take (next to) nothing of an answer.
     pub download_idle: Duration,
     /// Connections that are open at a time; more wait.
     pub max_connections: usize,
@@ -159,7 +159,6 @@ impl Server {
                 streams: config.max_streams.max(1),
                 upload_kept: config.upload_kept,
                 upload_idle: config.upload_idle,
-                download_idle: config.download_idle,
             },
         );
         health

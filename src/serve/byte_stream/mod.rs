@@ -30,8 +30,6 @@ pub(super) struct Bounds {
     pub(super) upload_kept: Duration,
     /// How long a client may stay silent within an upload.
     pub(super) upload_idle: Duration,
-    /// How long a client may take nothing of a download.
-    pub(super) download_idle: Duration,
 }
 
 /// The ByteStream service.
@@ -43,7 +41,6 @@ pub(super) struct ByteStreamService {
     writers: Arc<Semaphore>,
     readers: Arc<Semaphore>,
     idle: Duration,
-    download_idle: Duration,
 }
 
 impl ByteStreamService {
@@ -59,7 +56,6 @@ impl ByteStreamService {
             writers: Arc::new(Semaphore::new(bounds.streams)),
             readers: Arc::new(Semaphore::new(bounds.streams)),
             idle: bounds.upload_idle,
-            download_idle: bounds.download_idle,
         }
     }
 

@@ -3,11 +3,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::stream::{self, unfold};
+use futures::stream::unfold;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Code, Status};
 
@@ -39,8 +38,6 @@ struct Outgoing {
 impl Pieces for Outgoing {
     type Piece = Bytes;
 
-    const WORK: &'static str = "the download";
-
     fn next(&mut self) -> Result<Option<Bytes>, Status> {
         let broken = |what: &str, error: std::io::Error| {
             Status::internal(format!("cannot {what} blob {}: {error}", self.digest))
@@ -69,13 +66,6 @@ impl Pieces for Outgoing {
                 .map_err(|error| broken("pack", error))?;
         }
         Ok((!packed.is_empty()).then(|| packed.into()))
-    }
-
-    fn given_up(&self, idle: Duration) -> String {
-        format!(
-            "nothing of blob {} was taken for {idle:?}; read it again from there",
-            self.digest
-        )
     }
 }
 
@@ -108,11 +98,13 @@ impl ByteStreamService {
         let digest = name.digest;
         let first = blocking(move || open(&store, digest, at, end, packed, permit)).await?;
         Ok(match first {
-            First::Whole(data) if data.is_empty() => Box::pin(stream::empty()),
-            First::Whole(data) => Box::pin(stream::iter([Ok(bs::ReadResponse { data })])),
+            First::Whole(data, place) => Box::pin(unfold(Some((data, place)), |whole| async {
+                let (data, place) = whole?;
+                (!data.is_empty())
+                    .then(|| (Ok(bs::ReadResponse { data }), Some((Bytes::new(), place))))
+            })),
             First::Pieces(blob) => {
-                let pieces = blob.send(self.download_idle);
-                Box::pin(pieces.map(|piece| Ok(bs::ReadResponse { data: piece? })))
+                Box::pin((blob.send()).map(|piece| Ok(bs::ReadResponse { data: piece? })))
             }
         })
     }
@@ -173,7 +165,8 @@ fn range(request: &bs::ReadRequest, size: u64) -> Result<(u64, Option<u64>), Sta
 }
 
 enum First {
-    Whole(Bytes),
+    /// With the place that it keeps until it was taken.
+    Whole(Bytes, OwnedSemaphorePermit),
     Pieces(Outgoing),
 }
 
@@ -193,7 +186,7 @@ fn open(
             .map_err(failed)?
             .ok_or_else(missing)?;
         let range = at as usize..(end as usize).min(data.len());
-        return Ok(First::Whole(data.slice(range)));
+        return Ok(First::Whole(data.slice(range), permit));
     }
     let deflate = packed
         .then(|| Deflate::new(end - at))
