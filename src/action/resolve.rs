@@ -20,8 +20,6 @@ use crate::sandbox::Level;
 use crate::scheduler::Lease;
 use crate::tree::{self, MergeError, Tree, TreeStore};
 
-/// The largest Action message that is read, in bytes. Real ones have a few hundred.
-const MAX_ACTION: u64 = 1 << 20;
 /// The largest Command message that is read, in bytes: a long link line has a few megabytes.
 const MAX_COMMAND: u64 = 64 << 20;
 /// A message of more bytes is not decoded between other work.
@@ -197,7 +195,7 @@ async fn read_action(lease: &Lease, cas: &Cas) -> Result<(Digest, re::Action), E
     let bytes = match (&lease.action, lease.action_digest) {
         (Some(bytes), _) => bytes.clone(),
         (None, Some(digest)) => cas
-            .read(digest, MAX_ACTION, "Action")
+            .read(digest, bounds::MAX_ACTION, "Action")
             .await
             .map_err(|e| from_cas(e, |_| "the Action".to_owned()))?,
         (None, None) => {
@@ -239,7 +237,10 @@ async fn decode_command(digest: Digest, bytes: Bytes) -> Result<re::Command, End
     }
     match tokio::task::spawn_blocking(decode).await {
         Ok(decoded) => decoded,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Ending::Cancelled),
+        },
     }
 }
 

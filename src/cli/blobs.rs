@@ -37,9 +37,6 @@ const BATCH_BLOBS: usize = 1000;
 /// Calls at a time.
 const CALLS: usize = 4;
 
-/// After an upload of more it is asked whether all is still there: what was sent first is the first to go where there is no room.
-const ASKED_AFTER: u64 = 16 << 20;
-
 /// Uploads what the source lacks of these. Each digest is sent once; a file that was changed since it was hashed is refused.
 /// A source that lost some of them to the others is too small, which is a failure.
 pub(super) async fn upload(
@@ -86,7 +83,8 @@ pub(super) async fn upload(
             Ok(())
         })
         .await?;
-    if done.bytes > ASKED_AFTER {
+    // What was sent first is the first to go where there is no room.
+    if done.bytes > 0 {
         let lost: HashSet<Digest> = source.find_missing(&digests).await?.into_iter().collect();
         if !lost.is_empty() {
             let all: HashSet<Digest> = digests.into_iter().collect();

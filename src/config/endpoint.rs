@@ -171,7 +171,10 @@ pub fn redacted(text: &str) -> String {
         return text.to_owned();
     };
     match before.split_once("://") {
-        Some((scheme, _)) if !scheme.contains('@') => format!("{scheme}://***@{host}"),
+        // What else stands before the sign may be part of a password.
+        Some((scheme @ ("http" | "https" | "grpc" | "grpcs" | "unix"), _)) => {
+            format!("{scheme}://***@{host}")
+        }
         _ => format!("***@{host}"),
     }
 }
@@ -354,6 +357,7 @@ mod tests {
             "ftp://secret@h",
             "http://a:secret@b@h:1",
             "me:secret@h://x",
+            "me:secret://x@h",
         ] {
             let error = text.parse::<Endpoint>().unwrap_err();
             assert!(!error.to_string().contains("secret"), "{error}");

@@ -93,6 +93,17 @@ async fn it_goes_before_the_daemon_when_memory_is_short() {
         .says(bed.spec(["cat", "/proc/self/oom_score_adj"]))
         .await;
     assert_eq!(score.trim().parse::<i32>().unwrap(), own.max(500));
+    // Its launcher does not go with it, nor instead of it: what is left of the command is for that to kill.
+    let script = "for i in $(seq 200); do
+        launcher=$(cat /proc/$PPID/oom_score_adj)
+        [ $launcher = OWN ] && break
+        sleep 0.05
+    done
+    echo $launcher";
+    let launcher = bed
+        .says(bed.shell(&script.replace("OWN", &own.to_string())))
+        .await;
+    assert_eq!(launcher.trim().parse::<i32>().unwrap(), own);
 }
 
 #[tokio::test]

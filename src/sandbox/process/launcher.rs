@@ -26,6 +26,7 @@ use nix::unistd::{chdir, dup2_stdin, geteuid, getppid, setgroups, setsid};
 use super::child::{Plan, spawn};
 use super::kill::{Reaper, sweep};
 use super::order::{Order, order};
+use super::score::OwnScore;
 use crate::sandbox::slot::channel;
 use crate::sandbox::slot::exec::{Fault, Program};
 use crate::sandbox::slot::lookup::candidates;
@@ -79,8 +80,8 @@ struct Launcher {
     /// For what ends commands, which may have to happen meanwhile.
     killer: Box<Stack>,
     daemon: i32,
-    /// Whether a command has to be made a likelier victim than we are.
-    oom_victim: bool,
+    /// Ours, if a command has to be made a likelier victim than we are.
+    score: Option<OwnScore>,
 }
 
 /// What happened until the command executed its program, or did not.
@@ -179,7 +180,7 @@ impl Launcher {
             stack: None,
             killer: Stack::new(),
             daemon,
-            oom_victim: own_oom_score() < OOM_SCORE,
+            score: OwnScore::below(OOM_SCORE),
         };
         if launcher.orphaned() {
             std::process::exit(0);
@@ -332,11 +333,14 @@ impl Launcher {
             open_files: run.open_files,
             file_size: run.file_size,
             processes: run.processes,
-            oom_victim: self.oom_victim,
+            oom_victim: self.score.is_some(),
         };
         let mut stack = self.stack.take().unwrap_or_else(Stack::new);
         let spawned = spawn(&plan, &mut stack, |pid, over| self.attend(run, pid, over));
         self.stack = Some(stack);
+        if let Some(score) = &self.score {
+            score.restore();
+        }
         let (seen, fault) = spawned.map_err(|errno| Failure {
             step: Step::Clone,
             errno,
@@ -469,13 +473,6 @@ impl Launcher {
             Err(errno) => Err(rustix_call("send a report")(errno)),
         }
     }
-}
-
-fn own_oom_score() -> i32 {
-    std::fs::read_to_string("/proc/self/oom_score_adj")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(OOM_SCORE)
 }
 
 fn now() -> u64 {

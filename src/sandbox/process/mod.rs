@@ -11,6 +11,7 @@ mod child;
 mod kill;
 mod launcher;
 mod order;
+mod score;
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;

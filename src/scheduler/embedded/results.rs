@@ -17,7 +17,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 
 use super::references::available;
@@ -138,7 +138,7 @@ impl ActionCache {
         }
         for found in found.into_iter().rev() {
             match self.store.beside(found.bytes) {
-                Ok(beside) => self.note(found.digest, beside),
+                Ok(beside) => self.note(self.index.lock(), found.digest, beside),
                 Err(why) => {
                     tracing::warn!(%why, "action cache: removed a result");
                     let _ = fs::remove_file(self.path(found.digest));
@@ -159,7 +159,7 @@ impl ActionCache {
         let bytes = match read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.forget(action);
+                self.remove(action);
                 return Ok(None);
             }
             Err(error) => return Err(disk("read", &path, error)),
@@ -199,17 +199,20 @@ impl ActionCache {
             .directory
             .join("unwritten")
             .join(self.names.fetch_add(1, Ordering::Relaxed).to_string());
+        // The name and the index change together: what a name leads to is what is counted.
         let place = || {
             fs::write(&unwritten, &bytes)?;
+            let index = self.index.lock();
             fs::rename(&unwritten, &path).or_else(|error| match path.parent() {
                 Some(parent) if error.kind() == io::ErrorKind::NotFound => {
                     fs::create_dir_all(parent)?;
                     fs::rename(&unwritten, &path)
                 }
                 _ => Err(error),
-            })
+            })?;
+            Ok(index)
         };
-        let placed = place().or_else(|error| match error.kind() {
+        let placed = place().or_else(|error: io::Error| match error.kind() {
             // Others fill the disk as well.
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 let _ = fs::remove_file(&unwritten);
@@ -219,12 +222,16 @@ impl ActionCache {
             }
             _ => Err(error),
         });
-        if let Err(error) = placed {
-            let _ = fs::remove_file(&unwritten);
-            return Err(disk("write", &path, error));
+        match placed {
+            Ok(index) => {
+                beside.written();
+                self.note(index, action, beside);
+            }
+            Err(error) => {
+                let _ = fs::remove_file(&unwritten);
+                return Err(disk("write", &path, error));
+            }
         }
-        beside.written();
-        self.note(action, beside);
         self.leave();
         Ok(())
     }
@@ -240,8 +247,7 @@ impl ActionCache {
     }
 
     /// Makes `action` the most recently used and removes what goes beyond the bound.
-    fn note(&self, action: Digest, beside: Beside) {
-        let mut index = self.index.lock();
+    fn note(&self, mut index: MutexGuard<'_, Index>, action: Digest, beside: Beside) {
         index.bytes = index.bytes.saturating_add(beside.bytes());
         let pushed_out = index.results.push(action, beside);
         if let Some((_, beside)) = &pushed_out {
@@ -272,23 +278,24 @@ impl ActionCache {
         }
     }
 
-    /// Their room ends with their files.
+    /// Their room ends with their files, unless there is a newer one of that name.
     fn unlink(&self, gone: Vec<(Digest, Beside)>) {
         for (digest, beside) in gone {
-            let _ = fs::remove_file(self.path(digest));
+            let index = self.index.lock();
+            if !index.results.contains(&digest) {
+                let _ = fs::remove_file(self.path(digest));
+            }
+            drop(index);
             drop(beside);
         }
     }
 
-    fn forget(&self, action: Digest) {
+    /// Takes a result out that is of no use, with its file if it has one.
+    fn remove(&self, action: Digest) {
         let mut index = self.index.lock();
         if let Some(beside) = index.results.pop(&action) {
             index.bytes = index.bytes.saturating_sub(beside.bytes());
         }
-    }
-
-    fn remove(&self, action: Digest) {
-        self.forget(action);
         let _ = fs::remove_file(self.path(action));
     }
 

@@ -11,13 +11,11 @@ use uuid::Uuid;
 use super::Embedded;
 use super::operation::{End, Watch};
 use super::queue::{JobId, Refused, Request};
+use crate::action::bounds::{self, MAX_ACTION};
 use crate::cas::CasError;
 use crate::reapi::Digest;
 use crate::reapi::proto::{re, rpc};
 use crate::reapi::status::{MissingBlob, missing_blobs, ok, status};
-
-/// The largest Action message that is taken, in bytes. Real ones have some hundreds.
-const MAX_ACTION: u64 = 256 << 10;
 
 /// What a client asks to be executed.
 #[derive(Clone, Debug)]
@@ -191,6 +189,7 @@ impl Embedded {
             .read(digest, MAX_ACTION)
             .map_err(SubmitError::Cas)?
             .ok_or(SubmitError::MissingAction(digest))?;
+        bounds::action(&bytes).map_err(bad)?;
         let action = re::Action::decode(bytes.clone()).map_err(|error| bad(error.to_string()))?;
         for (field, value) in [
             ("command_digest", &action.command_digest),
