@@ -21,7 +21,7 @@ use boxwright::outputs::{
 use boxwright::reapi::proto::re;
 use boxwright::reapi::proto::re::command::OutputDirectoryFormat as Format;
 use boxwright::reapi::{Digest, DigestFunction};
-use boxwright::tree::decode;
+use boxwright::tree::{Tree, decode};
 use prost::Message;
 
 const SHA256: DigestFunction = DigestFunction::Sha256;
@@ -104,6 +104,11 @@ impl World {
         let bytes = bytes.unwrap_or_else(|| panic!("{digest} is not in the store"));
         assert_eq!(SHA256.digest(&bytes), digest);
         bytes.to_vec()
+    }
+    /// User, group and mode.
+    fn owner(&self, path: &str) -> (u32, u32, u32) {
+        let stat = self.path(path).metadata().unwrap();
+        (stat.uid(), stat.gid(), stat.mode() & 0o777)
     }
     fn file(&self, result: &re::ActionResult, path: &str) -> String {
         let file = result.output_files.iter().find(|f| f.path == path);
@@ -519,13 +524,9 @@ fn no_file_put_in_an_outputs_place_meanwhile_becomes_its_blob() {
     }
 }
 
-/// What many files are taken out of is closed to the command's user first; one file is looked at twice instead.
-#[test]
-fn a_directory_of_many_outputs_is_closed_to_the_commands_user() {
-    if !skipped::unless_root() {
-        return;
-    }
-    let mut world = world();
+/// A world with a directory of few files and one of many, which are a command's user's.
+fn few_and_many() -> World {
+    let world = world();
     for (directory, files) in [("few", 3), ("many", 100)] {
         for n in 0..files {
             world.write(&format!("{directory}/{n}"), &format!("{directory} {n}"));
@@ -534,14 +535,39 @@ fn a_directory_of_many_outputs_is_closed_to_the_commands_user() {
         std::os::unix::fs::chown(&path, Some(12_345), Some(12_345)).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
     }
+    world
+}
+
+/// What many files are taken out of is closed to the command's user first; one file is looked at twice instead.
+#[test]
+fn a_directory_of_many_outputs_is_closed_to_the_commands_user() {
+    if !skipped::unless_root() {
+        return;
+    }
+    let mut world = few_and_many();
     let collected = world.collect_any(&["few", "many"]).unwrap();
     assert_eq!(collected.result.output_directories.len(), 2);
-    let now = |directory| {
-        let stat = world.path(directory).metadata().unwrap();
-        (stat.uid(), stat.gid(), stat.mode() & 0o777)
-    };
-    assert_eq!(now("few"), (12_345, 12_345, 0o777));
-    assert_eq!(now("many"), (0, 0, 0o700));
+    assert_eq!(world.owner("few"), (12_345, 12_345, 0o777));
+    assert_eq!(world.owner("many"), (0, 0, 0o700));
+}
+
+/// Through an overlay that is still open somewhere, one more change gets by what is closed below it. So each file is looked at twice.
+#[test]
+fn a_directory_below_an_overlay_counts_as_open_to_the_commands_user() {
+    if !skipped::unless_root() {
+        return;
+    }
+    let mut world = few_and_many();
+    let root = SHA256.digest(b"");
+    world.request.beneath = Some(Arc::new(Tree {
+        root,
+        directories: [(root, Arc::default())].into(),
+        nodes: 0,
+        bytes: 0,
+    }));
+    let collected = world.collect_any(&["few", "many"]).unwrap();
+    assert_eq!(collected.result.output_directories.len(), 2);
+    assert_eq!(world.owner("many"), (12_345, 12_345, 0o777));
 }
 
 #[test]

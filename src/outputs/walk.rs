@@ -429,7 +429,9 @@ impl<'r> Walk<'r> {
         if let Some(node) = looked_at.and_then(|stat| self.by_other_name(stat)) {
             return Ok(node);
         }
-        let fixed = directory.is_closed();
+        // Who still has an overlay over the root open gets by what is closed here, once: the overlay asks its own inodes, which it
+        // brings up to date afterwards, and changes these with the rights of who mounted it.
+        let fixed = self.tree().is_none() && directory.is_closed();
         let opened = open::file(directory.fd(), name, path, looked_at)?;
         let stat = opened.left.as_ref().unwrap_or(&opened.stat);
         if let Some(node) = self.by_other_name(stat) {
