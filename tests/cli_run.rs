@@ -316,6 +316,14 @@ fn two_at_a_time_do_not_disturb_each_other() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+/// A run on a disk of 64 MiB, of which 4 are to stay free.
+fn on_a_small_disk(place: &Place, mounted: &mounted::Mounted, script: &str) -> Command {
+    let mut run = place.sh(&["--output", "o"], script);
+    run.env("BOXWRIGHT_STATE_DIR", mounted.path().join("state"));
+    run.env("BOXWRIGHT_CAS_FREE_FLOOR", "4M");
+    run
+}
+
 /// Old outputs go for new ones, and no command fails because they are there.
 #[test]
 fn outputs_keep_the_floor_of_free_space() {
@@ -326,12 +334,28 @@ fn outputs_keep_the_floor_of_free_space() {
     let free = || mounted.free();
     for n in 0..8 {
         let script = format!("head -c 20000000 /dev/urandom > o && : {n}");
-        let mut run = place.sh(&["--output", "o"], &script);
-        run.env("BOXWRIGHT_STATE_DIR", mounted.path().join("state"));
-        run.env("BOXWRIGHT_CAS_FREE_FLOOR", "4M");
-        ends(run, 0);
+        ends(on_a_small_disk(&place, &mounted, &script), 0);
         let size = std::fs::metadata(place.path("o")).unwrap().len();
         assert_eq!(size, 20_000_000, "run {n}");
         assert!(free() >= 4 << 20, "{} after {n}", free());
     }
+}
+
+/// Whatever the command makes of it, what it is told of a full disk is not the command's end, and no other run is given it.
+#[test]
+fn a_full_disk_is_told_as_that_and_nothing_made_on_it_is_kept() {
+    let Some(mounted) = mounted::Mounted::new("size=64m,mode=755") else {
+        return;
+    };
+    let place = Place::new();
+    // What one attempt leaves is no reason for the next to fail in another way.
+    for script in [
+        "head -c 200000000 /dev/zero > o || exit 1",
+        "head -c 200000000 /dev/zero > o; true",
+    ] {
+        let (_, said) = ends(on_a_small_disk(&place, &mounted, script), 70);
+        assert!(said.contains("was full while it ran"), "{script}: {said}");
+    }
+    // The state directory is of use all the while.
+    ends(on_a_small_disk(&place, &mounted, "echo well > o"), 0);
 }

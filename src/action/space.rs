@@ -2,7 +2,7 @@
 //! disk. So room is made before it starts and while it runs, and a failure on a disk that was full is told as what it is.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Ending;
 use crate::cas::LocalStore;
@@ -10,10 +10,20 @@ use crate::sandbox::End;
 
 /// How often the file system is asked while a command runs; that costs a microsecond.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often if less than [`LITTLE`] is free, which some programs fill, and free again, in no time.
+const LOOK_CLOSELY: Duration = Duration::from_millis(20);
+const LITTLE: u64 = 1 << 30;
+
+/// How long nothing is evicted after that freed nothing: what fills the disk is not the store's then, and the whole cache would go
+/// for it.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// What is known of the disk after a command has ended.
 pub(super) struct Disk {
+    /// It was seen to be.
     was_full: bool,
+    /// Between two looks it may have been, as fast as it was written to.
+    may_have_been_full: bool,
     /// What could be written when it began.
     before: u64,
 }
@@ -25,9 +35,13 @@ pub(super) async fn make(store: &Arc<LocalStore>, ahead: u64) {
 
 /// The same for who has just asked what is free.
 async fn make_beside(store: &Arc<LocalStore>, free: u64, ahead: u64) {
-    if free < ahead || free == 0 {
+    if needs_room(free, ahead) {
         in_background(store, move |store| store.keep_free(ahead)).await;
     }
+}
+
+fn needs_room(free: u64, ahead: u64) -> bool {
+    free < ahead || free == 0
 }
 
 async fn in_background(store: &Arc<LocalStore>, work: impl FnOnce(&LocalStore) + Send + 'static) {
@@ -39,15 +53,24 @@ async fn in_background(store: &Arc<LocalStore>, work: impl FnOnce(&LocalStore) +
 /// Keeps the floor while a command runs, and room for what it will have written until the next look if it goes on like this.
 pub(super) async fn kept<T>(store: &Arc<LocalStore>, run: impl Future<Output = T>) -> (T, Disk) {
     let before = store.free_above_floor();
-    let mut was_full = false;
+    let (mut was_full, mut may_have_been_full) = (false, false);
     let watch = async {
-        let mut last = before;
+        let (mut last, mut from) = (before, Instant::now());
         loop {
-            tokio::time::sleep(LOOK).await;
+            let closely = last < LITTLE;
+            tokio::time::sleep(if closely { LOOK_CLOSELY } else { LOOK }).await;
             was_full |= store.is_disk_full();
             let now = store.free_above_floor();
-            make_beside(store, now, last.saturating_sub(now)).await;
-            last = store.free_above_floor();
+            let written = last.saturating_sub(now);
+            may_have_been_full |= written > store.free();
+            last = now;
+            if needs_room(now, written) && Instant::now() >= from {
+                make_beside(store, now, written).await;
+                last = store.free_above_floor();
+                if last <= now {
+                    from = Instant::now() + PAUSE;
+                }
+            }
         }
     };
     let outcome = tokio::select! {
@@ -57,13 +80,18 @@ pub(super) async fn kept<T>(store: &Arc<LocalStore>, run: impl Future<Output = T
     };
     // What it has written is there still.
     was_full |= store.is_disk_full();
-    (outcome, Disk { was_full, before })
+    let disk = Disk {
+        was_full,
+        may_have_been_full,
+        before,
+    };
+    (outcome, disk)
 }
 
-/// The end of a command that failed by itself where the disk was full: nobody can tell that it would have failed so with room. There
-/// is twice as much of it the next time, if blobs can be evicted for it.
+/// The end of a command that ended by itself where the disk was full: nobody can tell that it would have failed so with room, or that
+/// what it made is whole. There is twice as much room the next time, if blobs can be evicted for it.
 pub(super) async fn tell(store: &Arc<LocalStore>, disk: Disk, end: &End) -> Result<(), Ending> {
-    let told = judge(disk.was_full, end);
+    let told = judge(&disk, end);
     if told.is_err() {
         in_background(store, move |store| {
             store.make_room(disk.before);
@@ -73,30 +101,46 @@ pub(super) async fn tell(store: &Arc<LocalStore>, disk: Disk, end: &End) -> Resu
     told
 }
 
-fn judge(was_full: bool, end: &End) -> Result<(), Ending> {
-    match end {
-        End::Exited(0) => Ok(()),
-        End::Exited(_) | End::Signalled(_) if was_full => Err(Ending::Infrastructure(
-            "the command failed, and the file system of the CAS, where its files are, was full while it ran: raise the floor of free \
-             space (cas-free-floor), run fewer actions at a time, or bound what each may write (disk_bytes)"
-                .into(),
-        )),
-        _ => Ok(()),
-    }
+fn judge(disk: &Disk, end: &End) -> Result<(), Ending> {
+    let what = match end {
+        End::Exited(0) if disk.was_full => "what the command made cannot be trusted",
+        End::Exited(1..) | End::Signalled(_) if disk.was_full || disk.may_have_been_full => {
+            "the command failed"
+        }
+        _ => return Ok(()),
+    };
+    Err(Ending::Infrastructure(format!(
+        "{what}: the file system of the CAS, where its files are, was full while it ran; raise the floor of free space \
+         (cas-free-floor), run fewer actions at a time, or bound what each may write (disk_bytes)"
+    )))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_failure_on_a_full_disk_is_not_the_command_s() {
-        for end in [End::Exited(1), End::Signalled(6)] {
-            assert!(matches!(judge(true, &end), Err(Ending::Infrastructure(_))));
-            assert_eq!(judge(false, &end), Ok(()));
+    fn disk(was_full: bool, may_have_been_full: bool) -> Disk {
+        Disk {
+            was_full,
+            may_have_been_full,
+            before: 0,
         }
-        for end in [End::Exited(0), End::TimedOut, End::Cancelled] {
-            assert_eq!(judge(true, &end), Ok(()));
+    }
+
+    #[test]
+    fn an_end_on_a_full_disk_is_not_the_command_s() {
+        let ours =
+            |disk: &Disk, end: &End| matches!(judge(disk, end), Err(Ending::Infrastructure(_)));
+        for end in [End::Exited(1), End::Signalled(6)] {
+            assert!(ours(&disk(true, false), &end));
+            assert!(ours(&disk(false, true), &end));
+            assert!(!ours(&disk(false, false), &end));
+        }
+        // It may have overlooked that it could not write, but not that nothing went wrong.
+        assert!(ours(&disk(true, false), &End::Exited(0)));
+        assert!(!ours(&disk(false, true), &End::Exited(0)));
+        for end in [End::TimedOut, End::Cancelled] {
+            assert_eq!(judge(&disk(true, true), &end), Ok(()));
         }
     }
 }

@@ -345,9 +345,13 @@ impl LocalStore {
 
     /// Bytes that may still be written until less is free than is to stay free; costs one system call.
     pub fn free_above_floor(&self) -> u64 {
+        self.free().saturating_sub(self.config.free_floor)
+    }
+
+    /// Bytes of the file system that are free.
+    pub fn free(&self) -> u64 {
         // Whoever writes will be told.
-        let free = self.free_space().unwrap_or(u64::MAX);
-        free.saturating_sub(self.config.free_floor)
+        self.free_space().unwrap_or(u64::MAX)
     }
 
     /// Evicts while `ahead` more bytes do not fit above the floor of free space: for those whose files next to the store nobody

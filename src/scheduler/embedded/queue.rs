@@ -14,6 +14,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use super::operation::{End, Stage, View};
+use crate::cas::Pins;
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, time};
 
@@ -47,6 +48,8 @@ pub(super) struct Job {
     priority: i32,
     operations: Vec<String>,
     bytes: usize,
+    /// What each attempt begins with.
+    _messages: Pins,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,6 +152,7 @@ impl Queue {
         request: Request,
         action: Bytes,
         do_not_cache: bool,
+        messages: Pins,
     ) -> Result<(JobId, watch::Receiver<View>), Refused> {
         let bytes = action.len()
             + request.origin.as_ref().map_or(0, Message::encoded_len)
@@ -185,6 +189,7 @@ impl Queue {
                 priority: request.priority,
                 operations: vec![name.to_owned()],
                 bytes,
+                _messages: messages,
             },
         );
         self.open_bytes += bytes;

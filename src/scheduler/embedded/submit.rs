@@ -163,6 +163,10 @@ impl Embedded {
         {
             return Ok((watch, None));
         }
+        // An attempt that fails for want of room is followed by one for which room was made.
+        let command = Digest::from_proto(request.digest.function(), action.command_digest.as_ref());
+        let messages = [request.digest].into_iter().chain(command.ok());
+        let messages = self.store.pin(messages);
         let mut state = self.lock();
         if state.drain.is_some() {
             return Err(SubmitError::Draining);
@@ -170,7 +174,7 @@ impl Embedded {
         let open = state.queue.open();
         let (id, view) = state
             .queue
-            .add(&name, request, bytes, action.do_not_cache)
+            .add(&name, request, bytes, action.do_not_cache, messages)
             .map_err(|Refused::Full| SubmitError::Full { open })?;
         drop(state);
         Ok((self.watch_of(name, view), Some((id, !action.do_not_cache))))
