@@ -951,6 +951,125 @@ fn a_full_disk_makes_room_or_says_so() {
     assert_eq!((store.usage(), store.counters().truncated), (usage, 0));
 }
 
+/// Takes all that is free, bytes and inodes.
+fn fill(mounted: &Mounted) {
+    for n in 0.. {
+        let Ok(mut other) = fs::File::create(mounted.path().join(format!("other{n}"))) else {
+            break;
+        };
+        std::io::copy(&mut std::io::repeat(1), &mut other).unwrap_err();
+    }
+    assert_eq!(mounted.free(), 0);
+}
+
+#[test]
+fn a_store_opens_and_closes_on_a_disk_that_others_filled() {
+    let Some(mounted) = Mounted::new("size=4m,nr_inodes=1000") else {
+        return;
+    };
+    let root = mounted.path().join("store");
+    let state = || fs::read_to_string(root.join("state")).unwrap();
+    let store = open(&root);
+    let digests: Vec<Digest> = (0..100).map(|n| put(&store, n, 20_000)).collect();
+    store.close().unwrap();
+    drop(store);
+    fill(&mounted);
+
+    // Closed in order, killed in this boot, killed in another one: nothing need go for it.
+    let closed = state();
+    assert!(closed.starts_with("clean "), "{closed}");
+    for other_boot in [false, false, true] {
+        if other_boot {
+            let file = fs::File::options().write(true).open(root.join("state"));
+            std::io::Write::write_all(&mut file.unwrap(), b"open elsewhere").unwrap();
+        }
+        let store = open(&root);
+        assert!(state().starts_with("open "), "{}", state());
+        assert_eq!((state().len(), mounted.free()), (closed.len() - 1, 0));
+        assert_eq!(store.has_doubtful(), other_boot);
+        assert_eq!(
+            (store.usage().blobs, store.counters().evicted),
+            (100, 0),
+            "{other_boot}"
+        );
+        let refused = LocalStore::open(config(&root)).unwrap_err().to_string();
+        let owner = format!("process {}", std::process::id());
+        assert!(refused.contains(&owner), "{refused}");
+        drop(store);
+    }
+    let store = open(&root);
+    store.close().unwrap();
+    assert_eq!((state(), store.counters().evicted), (closed, 0));
+    drop(store);
+
+    // Where there is no note to write over, the longest unused make room for one.
+    fs::remove_file(root.join("state")).unwrap();
+    fill(&mounted);
+    let store = open(&root);
+    assert!(state().starts_with("open "), "{}", state());
+    let evicted = store.counters().evicted as usize;
+    assert!((1..50).contains(&evicted), "{evicted}");
+    // Without the note nothing was trusted. What has proved itself is moved, for which others go: each is alone in its directory.
+    assert!(store.has_doubtful());
+    let here = digests.iter().filter(|&&digest| store.contains(digest));
+    assert!(here.count() > 40);
+    // And it is in use again.
+    let new = put(&store, 1000, 100_000);
+    assert!(store.contains(new));
+    store.close().unwrap();
+}
+
+#[test]
+fn a_full_disk_makes_room_for_the_directories_of_what_has_come() {
+    let Some(mounted) = Mounted::new("size=4m,nr_inodes=1000") else {
+        return;
+    };
+    let root = mounted.path().join("store");
+    let store = open(&root);
+    for n in 0..40 {
+        put(&store, n, 4096);
+    }
+    let place = |digest: Digest| root.join("sha256").join(&digest.to_string()[..2]);
+    let mut others = (100..).map(|n| blob(n, 4096));
+    let mut another = || {
+        let found = others.find(|(digest, _)| !place(*digest).exists());
+        found.unwrap()
+    };
+    // All of both is on the disk already.
+    let ((written, data), (adopted, output)) = (another(), another());
+    let mut writer = store.writer(written, false).unwrap();
+    writer.write(&data).unwrap();
+    let path = store.scratch().join("output");
+    fs::write(&path, &output).unwrap();
+    fill(&mounted);
+    writer.commit().unwrap();
+    assert_eq!(store.read(written, 4096).unwrap().unwrap(), data);
+    fill(&mounted);
+    store.adopt(adopted, &path, false).unwrap();
+    assert_eq!(store.read(adopted, 4096).unwrap().unwrap(), output);
+    assert!(store.counters().evicted > 0);
+}
+
+#[test]
+fn a_store_that_cannot_be_opened_on_a_full_disk_says_what_to_do() {
+    let Some(mounted) = Mounted::new("size=4m,nr_inodes=1000") else {
+        return;
+    };
+    let root = mounted.path().join("store");
+    drop(open(&root));
+    fs::remove_file(root.join("state")).unwrap();
+    fill(&mounted);
+    let full = LocalStore::open(config(&root)).unwrap_err();
+    assert!(matches!(&full, CasError::Full { .. }), "{full}");
+    assert!(full.to_string().contains("free some space"), "{full}");
+    // What was begun takes no room from who frees some.
+    assert!(!root.join("state.new").exists());
+    for n in 0..4 {
+        fs::remove_file(mounted.path().join(format!("other{n}"))).unwrap();
+    }
+    put(&open(&root), 1, 4096);
+}
+
 #[test]
 fn the_floor_of_free_space_is_kept() {
     let Some(mounted) = Mounted::new("size=8m") else {

@@ -159,9 +159,19 @@ impl LocalStore {
             let blobs = self.layout.blobs(digest.function(), false);
             // It has its blocks.
             room.written(disk_bytes);
-            let renamed = self.layout.in_shard(blobs, &target, || {
-                rustix::fs::renameat(dir, name, blobs, target.path())
-            });
+            let rename = || {
+                self.layout.in_shard(blobs, &target, || {
+                    rustix::fs::renameat(dir, name, blobs, target.path())
+                })
+            };
+            let renamed = match rename() {
+                // The directory that it goes to takes some.
+                Err(Errno::NOSPC | Errno::DQUOT) => {
+                    self.make_room(0);
+                    rename()
+                }
+                other => other,
+            };
             match renamed {
                 Ok(()) => {
                     claim.charge(room);

@@ -56,7 +56,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Opens or makes the directory, takes the lock, and sorts out what may be trusted.
+    /// Opens or makes the directory, takes the lock, and sorts out what may be trusted. Before any blob is written,
+    /// [`Layout::note_open`] is due.
     pub(super) fn open(root: &Path, boot: Option<String>) -> Result<Self, CasError> {
         let root = std::path::absolute(root).map_err(|e| disk("find", root.display(), e))?;
         std::fs::DirBuilder::new()
@@ -82,7 +83,7 @@ impl Layout {
         };
         folder("unverified", 0o700)?;
 
-        let boot = trust::decide(&top, &root, boot)?;
+        let boot = trust::set_aside(&top, &root, boot)?;
         let functions = |below: &str| -> Result<[OwnedFd; 2], CasError> {
             let [first, second] = DigestFunction::ALL;
             Ok([
@@ -140,6 +141,11 @@ impl Layout {
             }
             other => other,
         }
+    }
+
+    /// Notes that the store is open.
+    pub(super) fn note_open(&self) -> io::Result<()> {
+        trust::write_open(&self.top, &self.boot)
     }
 
     /// Flushes everything and notes that it was.
@@ -229,10 +235,11 @@ fn lock(top: &OwnedFd, root: &Path) -> Result<std::fs::File, CasError> {
         }
         Err(e) => return Err(failed(e.into())),
     }
-    // For the message above only.
+    // For the message above only. Written over what is there: a full disk may have nothing for it once it is cut.
+    let owner = format!("{}\n", std::process::id());
     let _ = file.rewind();
-    let _ = file.set_len(0);
-    let _ = writeln!(file, "{}", std::process::id());
+    let _ = file.write_all(owner.as_bytes());
+    let _ = file.set_len(owner.len() as u64);
     Ok(file)
 }
 
@@ -267,13 +274,32 @@ pub(super) fn replace(top: &OwnedFd, name: &str, text: &str) -> io::Result<()> {
     let new = format!("{name}.new");
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(top, new.as_str(), flags, Mode::from_raw_mode(0o644))?;
-    let mut file = std::fs::File::from(file);
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    rustix::fs::renameat(top, new.as_str(), top, name)?;
+    let written: io::Result<()> = (|| {
+        let file = rustix::fs::openat(top, new.as_str(), flags, Mode::from_raw_mode(0o644))?;
+        let mut file = std::fs::File::from(file);
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        rustix::fs::renameat(top, new.as_str(), top, name)?;
+        Ok(())
+    })();
+    if written.is_err() {
+        // A full disk wants its block and its inode back.
+        let _ = rustix::fs::unlinkat(top, new.as_str(), AtFlags::empty());
+    }
+    written?;
     rustix::fs::fsync(top)?;
     Ok(())
+}
+
+/// Writes over a small file that exists. That takes no space but on a file system that never writes in place; a kill leaves the
+/// old or the new content, maybe with the end of the old one behind it, and a power loss may mix the two.
+pub(super) fn overwrite(top: &OwnedFd, name: &str, text: &str) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(top, name, flags, Mode::empty())?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)?;
+    file.sync_all()
 }
 
 fn set_mode(folder: &OwnedFd, mode: u32) -> rustix::io::Result<()> {

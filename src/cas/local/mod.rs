@@ -155,6 +155,9 @@ impl LocalStore {
             clones: AtomicBool::new(true),
             empty: DigestFunction::ALL.map(Digest::empty),
         });
+        // Others may have filled the disk meanwhile; what can be evicted is known by now.
+        let state = store.layout.root.join("state");
+        store.with_space(0, "write", state.display(), || store.layout.note_open())?;
         // The marks may have been lowered since.
         store.keep_to_quota(0)?;
         Ok(store)

@@ -450,7 +450,7 @@ impl LocalStore {
     }
 }
 
-fn is_full(error: &io::Error) -> bool {
+pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
         Some(Errno::NOSPC | Errno::DQUOT)

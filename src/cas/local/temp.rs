@@ -9,7 +9,7 @@ use rustix::fs::AtFlags;
 
 use super::claim::Claim;
 use super::names::{BlobName, Kind};
-use super::{CasError, LocalStore, disk, put};
+use super::{CasError, LocalStore, put};
 use crate::reapi::Digest;
 
 /// Open for writing.
@@ -42,11 +42,12 @@ impl<S: Deref<Target = LocalStore>> TempFile<S> {
         let name = BlobName::new(claim.digest, self.kind);
         let layout = &self.store.layout;
         let blobs = layout.blobs(claim.digest.function(), false);
-        layout
-            .in_shard(blobs, &name, || {
-                rustix::fs::renameat(&layout.tmp, self.name.as_str(), blobs, name.path())
-            })
-            .map_err(|e| disk("rename into place blob", claim.digest, e))?;
+        self.store
+            .with_space(0, "rename into place blob", claim.digest, || {
+                Ok(layout.in_shard(blobs, &name, || {
+                    rustix::fs::renameat(&layout.tmp, self.name.as_str(), blobs, name.path())
+                })?)
+            })?;
         self.published = true;
         claim.add(self.kind);
         Ok(())

@@ -177,6 +177,36 @@ fn a_state_file_with_anything_in_it_means_distrust() {
 }
 
 #[test]
+fn a_note_that_a_power_loss_left_half_written_is_not_believed() {
+    let notes = [
+        ("clean one\n", "open three\n"),
+        ("open one\n", "open three\n"),
+        ("clean three\n", "open one\n"),
+        ("open three\n", "open one\n"),
+    ];
+    for (old, new) in notes {
+        // Both ways: the beginning of one, and the end of the other.
+        for (head, tail) in [(old, new), (new, old)] {
+            for at in 1..head.len().min(tail.len()) {
+                let text = format!("{}{}", &head[..at], &tail[at..]);
+                let whole = text.starts_with("clean ") || text == old || text == new;
+                if whole {
+                    continue;
+                }
+                let dir = tempfile::tempdir().unwrap();
+                let digest = put(&boot(dir.path(), "one"), 1);
+                fs::write(dir.path().join("state"), &text).unwrap();
+                drop(boot(dir.path(), "two"));
+                assert!(
+                    file(dir.path(), "unverified/sha256", digest).exists(),
+                    "{text:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn a_doubted_blob_is_hashed_on_request() {
     let dir = tempfile::tempdir().unwrap();
     let store = boot(dir.path(), "one");

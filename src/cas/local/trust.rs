@@ -6,6 +6,9 @@
 //! is trusted; `open` in another boot sends all blobs to `unverified/` by one rename per function.
 //! A blob comes back from there, again by rename, when it has been hashed, so what is still
 //! unverified stays known over any further kill, whatever the clocks say.
+//!
+//! Until the note that the store is open is on disk, no blob is written, but blobs may go or be moved: whole files, so
+//! what is left is as right as before. That is how room is made for the note on a full disk.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,7 +17,8 @@ use std::path::Path;
 use rustix::fs::Dir;
 use rustix::io::Errno;
 
-use super::layout::{make_folder, read_small, replace};
+use super::layout::{make_folder, overwrite, read_small, replace};
+use super::room::is_full;
 use super::{CasError, clear, disk};
 use crate::reapi::DigestFunction;
 
@@ -25,9 +29,12 @@ pub(super) fn boot_id() -> Option<String> {
     (!id.is_empty()).then(|| id.to_owned())
 }
 
-/// Sets aside what may not be trusted, and notes that the store is open in this boot. That note is on
-/// disk before anything else is written. Returns the id to write at the end.
-pub(super) fn decide(top: &OwnedFd, root: &Path, boot: Option<String>) -> Result<String, CasError> {
+/// Sets aside what may not be trusted. Returns the id to write with the notes.
+pub(super) fn set_aside(
+    top: &OwnedFd,
+    root: &Path,
+    boot: Option<String>,
+) -> Result<String, CasError> {
     let (state, wrote) = read_state(top);
     if state == State::Open && (boot.is_none() || wrote != boot) {
         let mut any = false;
@@ -43,9 +50,12 @@ pub(super) fn decide(top: &OwnedFd, root: &Path, boot: Option<String>) -> Result
             );
         }
     }
-    let boot = boot.unwrap_or_else(|| "unknown".to_owned());
-    write_state(top, "open", &boot).map_err(|e| disk("write", root.join("state").display(), e))?;
-    Ok(boot)
+    Ok(boot.unwrap_or_else(|| "unknown".to_owned()))
+}
+
+/// Notes that the store is open in this boot. To be on disk before any blob is written.
+pub(super) fn write_open(top: &OwnedFd, boot: &str) -> io::Result<()> {
+    write_state(top, "open", boot)
 }
 
 /// Notes that everything was flushed.
@@ -71,10 +81,16 @@ fn read_state(top: &OwnedFd) -> (State, Option<String>) {
 
 fn write_state(top: &OwnedFd, state: &str, boot: &str) -> io::Result<()> {
     let text = format!("{state} {boot}\n");
-    if read_small(top, "state").is_ok_and(|now| now == text) {
-        return Ok(());
+    // Also where it says so already: whoever wrote that may have been killed before it was on disk.
+    match replace(top, "state", &text) {
+        // A power loss may mix this with what is there. `clean` is true then, for everything is on disk until `open` is, and
+        // from before `clean` is written; any other mixture is no boot's, and means distrust.
+        Err(full) if is_full(&full) => match overwrite(top, "state", &text) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(full),
+            other => other,
+        },
+        other => other,
     }
-    replace(top, "state", &text)
 }
 
 /// Moves all blobs of a function to `unverified/`; `false` if it has none, the store being new.

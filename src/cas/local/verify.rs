@@ -39,11 +39,11 @@ impl LocalStore {
             let verdict = self.judge(digest, kind, unverified).and_then(|verdict| {
                 if matches!(verdict, Verdict::Right) && unverified {
                     let to = self.layout.blobs(digest.function(), false);
-                    self.layout
-                        .in_shard(to, &name, || {
+                    self.with_space(0, "trust blob", digest, || {
+                        Ok(self.layout.in_shard(to, &name, || {
                             rustix::fs::renameat(from, name.path(), to, name.path())
-                        })
-                        .map_err(|e| disk("trust blob", digest, e))?;
+                        })?)
+                    })?;
                 }
                 Ok(verdict)
             });
