@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -39,6 +40,9 @@ const VIEWS: usize = 2_000;
 const FEW: usize = 20;
 /// Blobs that are mounted over their paths, per view.
 const BLOBS: usize = 64;
+
+/// How long who only looks at a view's place may have it in hand.
+const GLANCE: Duration = Duration::from_millis(1);
 
 /// The part of all mounts that the kernel allows which may be those of views that nobody uses. An action's launcher has as many again.
 const SHARE: u64 = 4;
@@ -74,8 +78,9 @@ struct Unmounting(Weak<Kept>);
 impl Drop for Unmounting {
     fn drop(&mut self) {
         let Some(kept) = self.0.upgrade() else { return };
-        // Who has the place in hand may be waiting for room, and so for this.
-        let mounted = kept.place.try_lock().and_then(|mut place| place.take());
+        // Who has the place in hand for longer shows the view in one more root, and may be waiting for room, and so for this.
+        let place = kept.place.try_lock_for(GLANCE);
+        let mounted = place.and_then(|mut place| place.take());
         if let Some(mounted) = mounted {
             mounted.detach();
         }
@@ -169,12 +174,14 @@ impl Views {
             None => place.insert(self.mount(kept)?),
         };
         self.lay_blobs(&kept.view.root, mounted);
+        let cloned = mounts::clone(&mounted.at);
+        // Last, for the store may have given the old one up by now.
         let renewed = mounted.spare.as_mut().is_some_and(Spare::renew);
         if !renewed && !mounted.blobs.is_empty() {
             let unmounting = Unmounting(Arc::downgrade(kept));
             mounted.spare = Some(self.store.spare(Arc::new(unmounting)));
         }
-        mounts::clone(&mounted.at)
+        cloned
     }
 
     /// Makes the kernel forget what was used longest ago, as long as it keeps too much. Blocks.
@@ -231,9 +238,15 @@ impl Views {
     }
 
     fn mount(&self, kept: &Kept) -> Result<Mounted, InputError> {
-        let at = self.layout.place(&kept.view.name);
+        // Each place is a new one: the last may be on its way out, or could not be taken off.
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let at = self.layout.place(&format!("{}.{number}", kept.view.name));
         rustix::fs::mkdirat(CWD, &at, Mode::RWXU).map_err(failed("create", at.display()))?;
-        mounts::attach(mounts::clone(&kept.path)?, &at)?;
+        let attached = mounts::clone(&kept.path).and_then(|mount| mounts::attach(mount, &at));
+        if let Err(error) = attached {
+            let _ = rustix::fs::unlinkat(CWD, &at, AtFlags::REMOVEDIR);
+            return Err(error);
+        }
         Ok(Mounted {
             at,
             blobs: HashMap::new(),
