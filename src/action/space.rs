@@ -50,16 +50,32 @@ async fn in_background(store: &Arc<LocalStore>, work: impl FnOnce(&LocalStore) +
     let _ = tokio::task::spawn_blocking(move || work(&store)).await;
 }
 
+/// Waits, but not for long, while what another action has filled the disk with is being removed: a command that began meanwhile could
+/// find the disk full, and nobody would see it.
+async fn settled(store: &Arc<LocalStore>) {
+    let from = Instant::now();
+    let recently = from.checked_sub(PAUSE).unwrap_or(from);
+    let (mut most, mut still) = (store.free(), 0);
+    while store.was_disk_full_since(recently) && from.elapsed() < PAUSE && still < 5 {
+        tokio::time::sleep(LOOK_CLOSELY).await;
+        let free = store.free();
+        still = if free > most { 0 } else { still + 1 };
+        most = most.max(free);
+    }
+}
+
 /// Keeps the floor while a command runs, and room for what it will have written until the next look if it goes on like this.
 pub(super) async fn kept<T>(store: &Arc<LocalStore>, run: impl Future<Output = T>) -> (T, Disk) {
+    settled(store).await;
+    let begun = Instant::now();
     let before = store.free_above_floor();
-    let (mut was_full, mut may_have_been_full) = (false, false);
+    let mut may_have_been_full = false;
     let watch = async {
         let (mut last, mut from) = (before, Instant::now());
         loop {
             let closely = last < LITTLE;
             tokio::time::sleep(if closely { LOOK_CLOSELY } else { LOOK }).await;
-            was_full |= store.is_disk_full();
+            store.is_disk_full();
             let now = store.free_above_floor();
             let written = last.saturating_sub(now);
             may_have_been_full |= written > store.free();
@@ -78,10 +94,11 @@ pub(super) async fn kept<T>(store: &Arc<LocalStore>, run: impl Future<Output = T
         outcome = run => outcome,
         () = watch => unreachable!("it never ends"),
     };
-    // What it has written is there still.
-    was_full |= store.is_disk_full();
+    // What it has written is there still. Another that has filled the disk meanwhile has looked in the same way, before what it wrote
+    // was removed.
+    store.is_disk_full();
     let disk = Disk {
-        was_full,
+        was_full: store.was_disk_full_since(begun),
         may_have_been_full,
         before,
     };

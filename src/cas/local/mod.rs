@@ -35,6 +35,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -70,6 +71,8 @@ pub struct LocalStore {
     /// A claim was given back.
     released: Condvar,
     floor: room::Floor,
+    /// When the disk was last seen to be full.
+    last_full: Mutex<Option<Instant>>,
     spares: spare::Spares,
     quarantine: quarantine::Quarantine,
     counters: Counters,
@@ -152,6 +155,7 @@ impl LocalStore {
             counters: Counters::default(),
             found,
             temps: AtomicU64::new(0),
+            last_full: Mutex::new(None),
             clones: AtomicBool::new(true),
             empty: DigestFunction::ALL.map(Digest::empty),
         });

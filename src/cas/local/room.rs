@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
@@ -365,11 +366,20 @@ impl LocalStore {
 
     /// Whether the file system has next to nothing left, so that whoever writes there fails.
     pub fn is_disk_full(&self) -> bool {
-        rustix::fs::fstatvfs(&self.layout.top).is_ok_and(|stat| {
+        let full = rustix::fs::fstatvfs(&self.layout.top).is_ok_and(|stat| {
             let free = stat.f_bavail.saturating_mul(stat.f_frsize);
             // Not all file systems have a number of inodes.
             free < FULL || (stat.f_files > 0 && stat.f_ffree == 0)
-        })
+        });
+        if full {
+            *self.last_full.lock() = Some(Instant::now());
+        }
+        full
+    }
+
+    /// Whether anybody has seen that it is full since then.
+    pub fn was_disk_full_since(&self, then: Instant) -> bool {
+        self.last_full.lock().is_some_and(|last| last >= then)
     }
 
     fn restore_the_floor(&self, bytes: u64) -> Result<(), CasError> {
