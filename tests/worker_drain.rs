@@ -348,6 +348,36 @@ async fn no_more_is_leased_than_may_still_be_started() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_last_lease_is_taken_though_another_ends_while_it_comes() {
+    let farm = Farm::start(Settings {
+        slots: 2,
+        stop_after: Some(3),
+        ..Settings::default()
+    })
+    .await;
+    let jobs: Vec<_> = (0..4).map(|_| farm.server.submit()).collect();
+    farm.actions.running(&jobs[1]).await;
+    // The slot of the first is filled with the answer to its end; meanwhile the second ends.
+    farm.server.fault(Fault::Delay(Duration::from_secs(1)));
+    farm.actions.end(&jobs[0], Ending::Exited(0));
+    farm.server
+        .until("the first end is told", |s| {
+            s.updates.iter().any(|update| update.completes(&jobs[0]))
+        })
+        .await;
+    farm.actions.end(&jobs[1], Ending::Exited(0));
+    farm.actions.running(&jobs[2]).await;
+    farm.actions.end(&jobs[2], Ending::Exited(0));
+    for id in &jobs[..3] {
+        assert_eq!(farm.code(id).await.0, 0);
+    }
+    let server = farm.server.clone();
+    assert_eq!(farm.end().await, WorkerEnd::Drained);
+    assert_eq!(server.look(|s| s.creates.len()), 1);
+    assert_eq!(server.look(|s| s.attempts(&jobs[3])), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_after_the_last_lease_does_not_kill_it() {
     let farm = Farm::start(Settings {
         stop_after: Some(1),

@@ -23,8 +23,8 @@ const RESULTS_LIMIT: usize = 2 << 20;
 /// Whether new leases are taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// As long as there are fewer than this.
-    UpTo(usize),
+    /// As long as there are fewer than `held`, those included that have ended and are still listed; and at most `new` of them.
+    UpTo { held: usize, new: usize },
     /// None; they go back with this explanation.
     Closed(String),
 }
@@ -197,7 +197,7 @@ impl Leases {
             .filter(|lease| before.contains_key(&lease.id))
             .count();
         let mut room = match admission {
-            Admission::UpTo(capacity) => Ok(capacity.saturating_sub(kept)),
+            Admission::UpTo { held, new } => Ok(held.saturating_sub(kept).min(*new)),
             Admission::Closed(why) => Err(why.as_str()),
         };
         let mut about = about.into_iter();
@@ -322,6 +322,8 @@ mod tests {
     use super::*;
     use crate::reapi::any::pack;
 
+    const UP_TO_FOUR: Admission = Admission::UpTo { held: 4, new: 4 };
+
     fn lease(id: &str) -> rw::Lease {
         rw::Lease {
             id: id.into(),
@@ -343,7 +345,7 @@ mod tests {
     ) -> Adopted {
         let reply: Vec<_> = ids.iter().map(|id| lease(id)).collect();
         let about = vec![About::default(); reply.len()];
-        leases.adopt(reply, about, ends, moved, &Admission::UpTo(4))
+        leases.adopt(reply, about, ends, moved, &UP_TO_FOUR)
     }
 
     fn names(events: &[Event]) -> Vec<String> {
@@ -427,7 +429,7 @@ mod tests {
             states(rw::LeaseState::Completed, "d"),
         ];
         let about = vec![About::default(); 4];
-        let adopted = leases.adopt(reply, about, &HashSet::new(), true, &Admission::UpTo(4));
+        let adopted = leases.adopt(reply, about, &HashSet::new(), true, &UP_TO_FOUR);
         assert_eq!(names(&adopted.events), ["-a", "-b"]);
         let echo = leases.echo();
         assert_eq!(echo.ends, HashSet::from(["a".to_owned(), "c".to_owned()]));

@@ -202,10 +202,11 @@ impl Session {
         match (&self.drain, &self.problem) {
             (Some(_), _) => Admission::Closed("worker is shutting down".to_owned()),
             (None, Some(why)) => Admission::Closed(format!("the worker is unwell: {why}")),
-            (None, None) => Admission::UpTo(
-                self.capacity
-                    .min(self.leases.running().saturating_add(self.more())),
-            ),
+            // What ended while the answer was on its way takes a place in the list, but none of those that may still be started.
+            (None, None) => Admission::UpTo {
+                held: self.capacity,
+                new: self.more(),
+            },
         }
     }
 

@@ -334,6 +334,41 @@ def buildgrid_second_sigterm_gives_the_lease_back(lab):
         expect_equal((done["code"], done["result"]["stdout"]), (0, "at last\n"), "status and stdout from the second worker")
 
 
+def buildgrid_stop_after_takes_so_many_leases_and_costs_no_job_an_attempt(lab):
+    remote = lab.buildgrid()
+
+    def jobs(count, seconds):
+        script = f"sleep {seconds}; echo finished"
+        return [lab.request(lab.execute(remote, ["/bin/sh", "-c", script])) for _ in range(count)]
+
+    def worker(name, flags=()):
+        return lab.worker(jobs=2, flags=("--name", name, *flags))
+
+    # Nothing waits when the first two end, or something always does: BuildGrid refills slots then with the answer that frees them.
+    for early, late in ((2, 4), (7, 0)):
+        stem = unique_seconds(0)
+        with worker(f"first-{stem}", ("--stop-after", 3)) as first:
+            asked = jobs(early, 1)
+            if late:
+                for client in asked:
+                    client.done()
+                asked += jobs(late, 1)
+            expect_equal(first.wait(60), 0, "exit status of a worker that took as many leases as it should")
+        said = first.log()
+        # The session with which two may be had ends before the last one is asked for.
+        expect(not late or "capacity=1" in said, "the last lease was taken in a session for two")
+        with worker(f"second-{stem}"):
+            done = [client.done() for client in asked]
+        by = [answer["result"]["metadata"]["worker"] for answer in done]
+        expect_equal([answer["code"] for answer in done], [0] * len(done), "status codes")
+        expect_equal(by.count(f"first-{stem}"), 3, f"actions of the worker that stops after three ({by})")
+        expect_equal(by.count(f"second-{stem}"), len(done) - 3, f"actions of the worker that takes the rest ({by})")
+        for answer in done:
+            look = {"op": "history", "remote": remote, "instance": "main", "operation": answer["operation"]}
+            events = lab.ask(look)["events"]
+            expect_equal((events.count("ASSIGNMENT"), events.count("RETRY")), (1, 0), f"assignments and retries ({events})")
+
+
 def buildgrid_killed_worker_leaves_nothing_and_another_takes_over(lab):
     remote, client = lab.buildgrid(), bazel(lab)
     seconds = unique_seconds(4)
@@ -388,6 +423,7 @@ SCENARIOS = [
     buildgrid_leftover_processes_of_an_action_are_killed,
     buildgrid_sigterm_drains,
     buildgrid_second_sigterm_gives_the_lease_back,
+    buildgrid_stop_after_takes_so_many_leases_and_costs_no_job_an_attempt,
     buildgrid_killed_worker_leaves_nothing_and_another_takes_over,
     buildgrid_restarted_under_load,
 ]
