@@ -8,7 +8,8 @@ use std::marker::PhantomData;
 use bytes::Buf;
 use prost::Message;
 use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic_prost::ProstEncoder;
 
 use super::proto::re;
 use super::wire::{self, Field};
@@ -36,29 +37,15 @@ where
 {
     type Encode = T;
     type Decode = U;
-    type Encoder = Writes<T>;
+    type Encoder = ProstEncoder<T>;
     type Decoder = Reads<U>;
 
-    fn encoder(&mut self) -> Writes<T> {
-        Writes(PhantomData)
+    fn encoder(&mut self) -> ProstEncoder<T> {
+        ProstEncoder::default()
     }
 
     fn decoder(&mut self) -> Reads<U> {
         Reads(PhantomData)
-    }
-}
-
-/// Writes messages of one type.
-#[derive(Debug)]
-pub struct Writes<T>(PhantomData<T>);
-
-impl<T: Message> Encoder for Writes<T> {
-    type Item = T;
-    type Error = Status;
-
-    fn encode(&mut self, item: T, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        item.encode(buffer)
-            .map_err(|error| Status::internal(format!("cannot write the message: {error}")))
     }
 }
 

@@ -6,16 +6,19 @@
 
 use std::io;
 use std::ops::Deref;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 use super::files::disk_size;
 use super::names::BlobName;
 use super::{CasError, LocalStore, disk};
+use crate::reapi::Digest;
 
 /// Blobs evicted at a time.
 const SLICE: usize = 128;
@@ -456,6 +459,21 @@ impl LocalStore {
                     self.layout.root.display()
                 ),
             }
+        })
+    }
+
+    /// Renames a file of the store's to the name of a trusted blob. The directory of that may take space.
+    pub(super) fn move_in(
+        &self,
+        action: &'static str,
+        digest: Digest,
+        (folder, file): (BorrowedFd<'_>, impl Arg + Copy),
+        name: &BlobName,
+    ) -> Result<(), CasError> {
+        let blobs = self.layout.blobs(digest.function(), false);
+        self.with_space(0, action, digest, || {
+            let rename = || rustix::fs::renameat(folder, file, blobs, name.path());
+            Ok(self.layout.in_shard(blobs, name, rename)?)
         })
     }
 }

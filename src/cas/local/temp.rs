@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::AtFlags;
@@ -40,14 +41,10 @@ impl<S: Deref<Target = LocalStore>> TempFile<S> {
     /// Gives it its final name. All its bytes must be written and verified.
     pub(super) fn publish(mut self, claim: &mut Claim<'_>) -> Result<(), CasError> {
         let name = BlobName::new(claim.digest, self.kind);
-        let layout = &self.store.layout;
-        let blobs = layout.blobs(claim.digest.function(), false);
+        let tmp = self.store.layout.tmp.as_fd();
+        let from = (tmp, self.name.as_str());
         self.store
-            .with_space(0, "rename into place blob", claim.digest, || {
-                Ok(layout.in_shard(blobs, &name, || {
-                    rustix::fs::renameat(&layout.tmp, self.name.as_str(), blobs, name.path())
-                })?)
-            })?;
+            .move_in("rename into place blob", claim.digest, from, &name)?;
         self.published = true;
         claim.add(self.kind);
         Ok(())

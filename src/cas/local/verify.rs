@@ -38,12 +38,7 @@ impl LocalStore {
             let name = BlobName::new(digest, kind);
             let verdict = self.judge(digest, kind, unverified).and_then(|verdict| {
                 if matches!(verdict, Verdict::Right) && unverified {
-                    let to = self.layout.blobs(digest.function(), false);
-                    self.with_space(0, "trust blob", digest, || {
-                        Ok(self.layout.in_shard(to, &name, || {
-                            rustix::fs::renameat(from, name.path(), to, name.path())
-                        })?)
-                    })?;
+                    self.move_in("trust blob", digest, (from, name.path()), &name)?;
                 }
                 Ok(verdict)
             });

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -22,11 +21,11 @@ use super::sys;
 use super::template::{INPUT, QUEUES, TAME, Template};
 use super::trash::{Trash, nothing_there};
 use super::{read_only, rules};
-use crate::sandbox::slot::channel;
 use crate::sandbox::slot::exec::Program;
 use crate::sandbox::slot::lookup::candidates;
+use crate::sandbox::slot::order::{Order, order};
 use crate::sandbox::slot::wire::{
-    Ended, Failure, PATH_MAX, REQUEST_LEN, Report, Request, RunHeader, Step, Strings, WireUsage,
+    Ended, Failure, PATH_MAX, Report, RunHeader, Step, Strings, WireUsage, now,
 };
 
 /// A directory below an input root, opened without following a link.
@@ -56,14 +55,6 @@ struct Watched {
     /// The daemon is still there.
     alive: bool,
     usage: WireUsage,
-}
-
-/// What the daemon wants of a running command.
-enum Order {
-    Nothing,
-    Terminate,
-    Kill,
-    HungUp,
 }
 
 fn failure(step: Step, errno: i32) -> Failure {
@@ -460,33 +451,4 @@ fn wait_and_heed(
             }
         }
     }
-}
-
-/// What the daemon has said during run `id`.
-fn order(socket: &OwnedFd, id: u64) -> Result<Order, LauncherError> {
-    let mut buffer = [0; REQUEST_LEN];
-    let len = match channel::receive(socket, &mut buffer, false) {
-        Ok(got) => got.len,
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Order::Nothing),
-        Err(rustix::io::Errno::CONNRESET) => 0,
-        Err(errno) => return Err(call("receive a request")(errno)),
-    };
-    if len == 0 {
-        return Ok(Order::HungUp);
-    }
-    match Request::decode(&buffer[..len]) {
-        Ok((Request::Terminate { id: of }, _)) if of == id => Ok(Order::Terminate),
-        Ok((Request::Kill { id: of }, _)) if of == id => Ok(Order::Kill),
-        Ok((Request::Terminate { .. } | Request::Kill { .. }, _)) => Ok(Order::Nothing),
-        Ok(_) => Err(LauncherError::Protocol("a second request at a time".into())),
-        Err(malformed) => Err(LauncherError::Protocol(malformed.to_string())),
-    }
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-        })
 }

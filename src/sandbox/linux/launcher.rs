@@ -25,6 +25,7 @@ use super::set_up::SetUpMessage;
 use super::sys::{self, Forked};
 use super::template::Template;
 use crate::sandbox::slot::channel;
+use crate::sandbox::slot::order::Misheard;
 use crate::sandbox::slot::sys as slot_sys;
 use crate::sandbox::slot::wire::{INLINE_MAX, REQUEST_LEN, Report, Request};
 
@@ -59,6 +60,16 @@ pub(super) enum LauncherError {
     },
     #[error("the daemon broke the protocol: {0}")]
     Protocol(String),
+}
+
+impl From<Misheard> for LauncherError {
+    fn from(misheard: Misheard) -> Self {
+        match misheard {
+            Misheard::Receive(errno) => call("receive a request")(errno),
+            Misheard::Another => LauncherError::Protocol("a second request at a time".into()),
+            Misheard::Malformed(malformed) => LauncherError::Protocol(malformed.to_string()),
+        }
+    }
 }
 
 pub(super) fn call<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> LauncherError {

@@ -11,7 +11,6 @@ use std::fs::File;
 use std::io::{IoSlice, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use caps::CapSet;
 use nix::errno::Errno;
@@ -25,15 +24,16 @@ use nix::unistd::{chdir, dup2_stdin, geteuid, getppid, setgroups, setsid};
 
 use super::child::{Plan, spawn};
 use super::kill::{Reaper, sweep};
-use super::order::{Order, order};
 use super::score::OwnScore;
 use crate::sandbox::slot::channel;
 use crate::sandbox::slot::exec::{Fault, Program};
 use crate::sandbox::slot::lookup::candidates;
+use crate::sandbox::slot::order::{Misheard, Order, order};
 use crate::sandbox::slot::raw::Stack;
 use crate::sandbox::slot::sys;
 use crate::sandbox::slot::wire::{
     Ended, Failure, INLINE_MAX, PATH_MAX, REQUEST_LEN, Report, Request, RunHeader, Step, Strings,
+    now,
 };
 
 /// The hidden first argument.
@@ -54,7 +54,7 @@ pub fn launcher_main() -> ! {
 
 /// Why a launcher cannot work.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LauncherError {
+enum LauncherError {
     #[error("this command is for boxwright's own use (a worker starts it)")]
     NotForYou,
     #[error("cannot {0}: {1}")]
@@ -67,8 +67,18 @@ fn call(what: &'static str) -> impl Fn(Errno) -> LauncherError {
     move |errno| LauncherError::Call(what, errno)
 }
 
-pub(super) fn rustix_call(what: &'static str) -> impl Fn(rustix::io::Errno) -> LauncherError {
+fn rustix_call(what: &'static str) -> impl Fn(rustix::io::Errno) -> LauncherError {
     move |errno| LauncherError::Call(what, Errno::from_raw(errno.raw_os_error()))
+}
+
+impl From<Misheard> for LauncherError {
+    fn from(misheard: Misheard) -> Self {
+        match misheard {
+            Misheard::Receive(errno) => rustix_call("receive a request")(errno),
+            Misheard::Another => LauncherError::Protocol("a second run at a time"),
+            Misheard::Malformed(malformed) => LauncherError::Protocol(malformed.0),
+        }
+    }
 }
 
 struct Launcher {
@@ -390,7 +400,7 @@ impl Launcher {
                     over: None,
                 });
             }
-            let alive = match polled.and_then(|_| order(&self.socket, run.id)) {
+            let alive = match polled.and_then(|_| Ok(order(&self.socket, run.id)?)) {
                 Ok(Order::Nothing) => continue,
                 Ok(Order::Terminate) => {
                     stopped = true;
@@ -473,12 +483,4 @@ impl Launcher {
             Err(errno) => Err(rustix_call("send a report")(errno)),
         }
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-        })
 }

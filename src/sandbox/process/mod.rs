@@ -10,7 +10,6 @@
 mod child;
 mod kill;
 mod launcher;
-mod order;
 mod score;
 
 use async_trait::async_trait;

@@ -7,6 +7,7 @@ pub(super) mod channel;
 pub(super) mod exec;
 pub(super) mod launchers;
 pub(super) mod lookup;
+pub(super) mod order;
 pub(super) mod orphans;
 pub(super) mod processes;
 pub(super) mod raw;

@@ -10,7 +10,7 @@ mod report;
 mod request;
 
 pub(in crate::sandbox) use report::{
-    Ended, Failure, PATH_MAX, REPORT_LEN, Report, Step, WireUsage,
+    Ended, Failure, PATH_MAX, REPORT_LEN, Report, Step, WireUsage, now,
 };
 pub(in crate::sandbox) use request::{
     INLINE_MAX, REQUEST_LEN, Request, RunHeader, STRINGS_MAX, Strings,

@@ -1,5 +1,7 @@
 //! What a launcher answers.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use super::{MAGIC, Malformed, Reader, Writer};
 
 /// Bytes of a report without the path.
@@ -12,6 +14,15 @@ const KIND_SWEPT: u32 = 17;
 const KIND_SET_UP: u32 = 18;
 
 const FLAG_STOPPED: u32 = 1;
+
+/// The time as reports tell it: nanoseconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+        })
+}
 
 /// What was being done when a command could not be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
