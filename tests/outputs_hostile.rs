@@ -9,7 +9,7 @@ mod skipped;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -593,6 +593,68 @@ fn no_file_put_in_an_outputs_place_meanwhile_becomes_its_blob() {
             let name = file.file_name().unwrap().to_str().unwrap();
             assert!(name.starts_with(&digest.hash_hex()), "{name}: {digest}");
         }
+    }
+}
+
+/// The one change that an overlay lets by comes while the file is hashed, when it is certain to be after it was looked at.
+#[test]
+fn no_file_put_in_an_outputs_place_through_an_overlay_while_it_is_hashed_becomes_its_blob() {
+    use rustix::fs::{CWD, Mode, OFlags};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    if !skipped::unless_root() {
+        return;
+    }
+    const LARGE: u64 = 256 << 20;
+    let user = rustix::fs::Uid::from_raw(12_345);
+    let mut world = world();
+    let Some(overlay) = world.lay_overlay() else {
+        return;
+    };
+    for directory in ["out", "evil"] {
+        let at = overlay.path(directory);
+        std::fs::create_dir(&at).unwrap();
+        // After so many that their directory would be closed.
+        for n in 0..20 {
+            std::fs::write(at.join(n.to_string()), directory).unwrap();
+        }
+        let large = std::fs::File::create(at.join("large")).unwrap();
+        large.set_len(LARGE).unwrap();
+        large.write_all_at(directory.as_bytes(), 0).unwrap();
+        for at in [&at.join("large"), &at] {
+            std::os::unix::fs::chown(at, Some(12_345), None).unwrap();
+        }
+    }
+    let open = |path| rustix::fs::openat(CWD, path, OFlags::PATH, Mode::empty()).unwrap();
+    let (out, evil) = (open(overlay.path("out")), open(overlay.path("evil")));
+    let below = open(world.path("out/large"));
+    let done = AtomicBool::new(false);
+    let (collected, moved) = std::thread::scope(|scope| {
+        let survivor = scope.spawn(|| {
+            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            // It is sealed before it is hashed.
+            while rustix::fs::fstat(&below).unwrap().st_uid != 0 {
+                if done.load(Ordering::Relaxed) {
+                    return None;
+                }
+                std::thread::yield_now();
+            }
+            Some(rustix::fs::renameat(&evil, "large", &out, "large"))
+        });
+        let collected = world.collect_any(&["out"]);
+        done.store(true, Ordering::Relaxed);
+        (collected, survivor.join().unwrap())
+    });
+    assert!(moved.is_some(), "it was never sealed");
+    if let Ok(collected) = &collected {
+        assert_eq!(collected.result.output_directories.len(), 1);
+    }
+    let stored = (world.dir.path().join("cas/sha256").read_dir().unwrap())
+        .flat_map(|shard| shard.unwrap().path().read_dir().unwrap())
+        .map(|file| file.unwrap().path());
+    for file in stored {
+        let digest = SHA256.digest(&std::fs::read(&file).unwrap());
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with(&digest.hash_hex()), "{name}: {digest}");
     }
 }
 
