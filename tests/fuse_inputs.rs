@@ -7,6 +7,7 @@ mod common;
 mod skipped;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 
 use boxwright::action::{Ending, Settings};
 use boxwright::reapi::Digest;
@@ -147,6 +148,23 @@ async fn a_command_sees_its_inputs_and_leaves_its_outputs() {
         .run(sh("ls -A"), put(&bench, &[("only", File(b""))]))
         .await;
     assert_eq!(&finished.result.unwrap().stdout_raw[..], b"only\n");
+}
+
+/// Nobody writes to an input root when its command has ended, so that nothing need be copied.
+#[tokio::test]
+async fn outputs_are_moved_into_the_store() {
+    let full = || Bench::fuse_at_full(None, 0x7380_0000, |_| {});
+    for bench in [Bench::fuse(None, |_| {}), full()] {
+        let Some(bench) = bench else { continue };
+        let script = "sleep 100 > behind & echo made > out; stat -c %i out";
+        let root = put(&bench, &[("in", File(b"in"))]);
+        let finished = bench.run(outputs(&["out"], script), root).await;
+        assert_eq!(finished.ending, Ending::Exited(0), "{finished:?}");
+        let blob = bench.store.path(F.digest(b"made\n"), false).unwrap();
+        let inode = std::fs::metadata(blob.unwrap()).unwrap().ino();
+        let said = finished.result.unwrap().stdout_raw;
+        assert_eq!(String::from_utf8_lossy(&said).trim(), inode.to_string());
+    }
 }
 
 /// The launcher unmounts when it has a moment; until then the kernel lets nobody else have the directories of an overlay.

@@ -9,7 +9,7 @@ mod skipped;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,17 @@ use boxwright::tree::{Tree, decode};
 use prost::Message;
 
 const SHA256: DigestFunction = DigestFunction::Sha256;
+
+/// A tree of nothing.
+fn nothing() -> Arc<Tree> {
+    let root = SHA256.digest(b"");
+    Arc::new(Tree {
+        root,
+        directories: [(root, Arc::default())].into(),
+        nodes: 0,
+        bytes: 0,
+    })
+}
 
 struct World {
     dir: tempfile::TempDir,
@@ -47,6 +58,7 @@ fn world() -> World {
         store,
         request: CollectRequest {
             beneath: None,
+            overlay: None,
             root,
             outputs: Vec::new(),
             format: Format::TreeOnly,
@@ -59,7 +71,51 @@ fn world() -> World {
     }
 }
 
+/// An overlay, unmounted when dropped.
+struct Overlay(PathBuf);
+
+impl Overlay {
+    fn path(&self, path: &str) -> PathBuf {
+        self.0.join(path)
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let umount = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+        assert!(umount.is_ok_and(|status| status.success()));
+    }
+}
+
 impl World {
+    /// Lays an overlay over nothing, what is written to it goes to the root; `None`, and a word on why, if that cannot be.
+    fn lay_overlay(&mut self) -> Option<Overlay> {
+        for name in ["lower", "work", "shown"] {
+            std::fs::create_dir(self.dir.path().join(name)).unwrap();
+        }
+        let at = |name| self.dir.path().join(name).display().to_string();
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={},index=on,xino=off,volatile",
+            at("lower"),
+            at("root"),
+            at("work")
+        );
+        let shown = self.dir.path().join("shown");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "overlay", "-o", &options, "overlay"]);
+        let mounted = mount.arg(&shown).output().unwrap();
+        if !mounted.status.success() {
+            let why = String::from_utf8_lossy(&mounted.stderr).trim().to_owned();
+            skipped::here(format!("cannot mount an overlay: {why}"));
+            return None;
+        }
+        self.request.overlay = Some(shown.clone());
+        self.request.beneath = Some(nothing());
+        Some(Overlay(shown))
+    }
     fn path(&self, path: &str) -> PathBuf {
         self.request.root.join(path)
     }
@@ -460,7 +516,8 @@ fn files_are_moved_not_copied() {
     assert!(!world.path("big").exists());
 }
 
-/// Somebody of the command's user outlives it and puts other files in the outputs' places, over and over.
+/// Somebody of the command's user outlives it and puts other files in the outputs' places, over and over: where they are, or through an
+/// overlay.
 #[test]
 fn no_file_put_in_an_outputs_place_meanwhile_becomes_its_blob() {
     use rustix::fs::{Mode, OFlags, RenameFlags};
@@ -470,19 +527,30 @@ fn no_file_put_in_an_outputs_place_meanwhile_becomes_its_blob() {
     }
     const FILES: usize = 300;
     let user = rustix::fs::Uid::from_raw(12_345);
-    for round in 0..5 {
+    for round in 0..10 {
         let mut world = world();
+        let overlay = match round % 2 {
+            0 => None,
+            _ => match world.lay_overlay() {
+                None => return,
+                overlay => overlay,
+            },
+        };
+        let shown = { overlay.as_ref() }.map_or(world.request.root.clone(), |o| o.0.clone());
         let names: Vec<String> = (0..FILES).map(|n| format!("f-{n:03}")).collect();
         for name in &names {
-            world.write(&format!("out/{name}"), &format!("good {round} {name}"));
-            world.write(&format!("evil/{name}"), &format!("evil {round} {name}"));
+            for path in ["out", "evil"] {
+                std::fs::create_dir_all(shown.join(path)).unwrap();
+                let text = format!("{path} {round} {name}");
+                std::fs::write(shown.join(path).join(name), text).unwrap();
+            }
         }
         for path in ["out", "evil"] {
-            std::os::unix::fs::chown(world.path(path), Some(12_345), None).unwrap();
+            std::os::unix::fs::chown(shown.join(path), Some(12_345), None).unwrap();
         }
         let open = |path| {
             let flags = OFlags::PATH | OFlags::DIRECTORY;
-            rustix::fs::open(world.path(path), flags, Mode::empty()).unwrap()
+            rustix::fs::open(shown.join(path), flags, Mode::empty()).unwrap()
         };
         let (out, evil) = (open("out"), open("evil"));
         let (begun, done) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -505,7 +573,11 @@ fn no_file_put_in_an_outputs_place_meanwhile_becomes_its_blob() {
             }
             let collected = world.collect_any(&paths);
             done.store(true, Ordering::Relaxed);
-            let collected = collected.unwrap();
+            let collected = match collected {
+                // The overlay may have been in use when it was to be closed: then a file may be another when it is opened.
+                Err(OutputError::Refused { .. }) if overlay.is_some() => return,
+                collected => collected.unwrap(),
+            };
             assert_eq!(collected.result.output_files.len(), FILES);
             for file in &collected.result.output_files {
                 // Also checks that it is what its digest says.
@@ -521,6 +593,120 @@ fn no_file_put_in_an_outputs_place_meanwhile_becomes_its_blob() {
             let name = file.file_name().unwrap().to_str().unwrap();
             assert!(name.starts_with(&digest.hash_hex()), "{name}: {digest}");
         }
+    }
+}
+
+/// The one change that an overlay lets by comes while the file is hashed, when it is certain to be after it was looked at.
+#[test]
+fn no_file_put_in_an_outputs_place_through_an_overlay_while_it_is_hashed_becomes_its_blob() {
+    use rustix::fs::{CWD, Mode, OFlags};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    if !skipped::unless_root() {
+        return;
+    }
+    const LARGE: u64 = 256 << 20;
+    let user = rustix::fs::Uid::from_raw(12_345);
+    let mut world = world();
+    let Some(overlay) = world.lay_overlay() else {
+        return;
+    };
+    for directory in ["out", "evil"] {
+        let at = overlay.path(directory);
+        std::fs::create_dir(&at).unwrap();
+        // After so many that their directory would be closed.
+        for n in 0..20 {
+            std::fs::write(at.join(n.to_string()), directory).unwrap();
+        }
+        let large = std::fs::File::create(at.join("large")).unwrap();
+        large.set_len(LARGE).unwrap();
+        large.write_all_at(directory.as_bytes(), 0).unwrap();
+        for at in [&at.join("large"), &at] {
+            std::os::unix::fs::chown(at, Some(12_345), None).unwrap();
+        }
+    }
+    let open = |path| rustix::fs::openat(CWD, path, OFlags::PATH, Mode::empty()).unwrap();
+    let (out, evil) = (open(overlay.path("out")), open(overlay.path("evil")));
+    let below = open(world.path("out/large"));
+    let done = AtomicBool::new(false);
+    let (collected, moved) = std::thread::scope(|scope| {
+        let survivor = scope.spawn(|| {
+            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            // It is sealed before it is hashed.
+            while rustix::fs::fstat(&below).unwrap().st_uid != 0 {
+                if done.load(Ordering::Relaxed) {
+                    return None;
+                }
+                std::thread::yield_now();
+            }
+            Some(rustix::fs::renameat(&evil, "large", &out, "large"))
+        });
+        let collected = world.collect_any(&["out"]);
+        done.store(true, Ordering::Relaxed);
+        (collected, survivor.join().unwrap())
+    });
+    assert!(moved.is_some(), "it was never sealed");
+    if let Ok(collected) = &collected {
+        assert_eq!(collected.result.output_directories.len(), 1);
+    }
+    let stored = (world.dir.path().join("cas/sha256").read_dir().unwrap())
+        .flat_map(|shard| shard.unwrap().path().read_dir().unwrap())
+        .map(|file| file.unwrap().path());
+    for file in stored {
+        let digest = SHA256.digest(&std::fs::read(&file).unwrap());
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with(&digest.hash_hex()), "{name}: {digest}");
+    }
+}
+
+/// One of the command's user outlives it and can open one of its files at any time, through an overlay that knows nothing of what
+/// became of the file below it.
+#[test]
+fn nobody_writes_to_a_blob_through_an_overlay() {
+    use rustix::fs::{CWD, Mode, OFlags};
+    use std::os::fd::AsRawFd;
+    if !skipped::unless_root() {
+        return;
+    }
+    let user = rustix::fs::Uid::from_raw(12_345);
+    // If he writes to another file meanwhile, the overlay cannot be closed.
+    for busy in [false, true] {
+        let mut world = world();
+        let Some(overlay) = world.lay_overlay() else {
+            return;
+        };
+        for name in ["out", "other"] {
+            std::fs::write(overlay.path(name), "good").unwrap();
+            std::os::unix::fs::chown(overlay.path(name), Some(12_345), None).unwrap();
+        }
+        let options = OFlags::PATH | OFlags::NOFOLLOW;
+        let known = rustix::fs::openat(CWD, overlay.path("out"), options, Mode::empty()).unwrap();
+        let other = busy.then(|| {
+            let mut options = std::fs::File::options();
+            options.write(true).open(overlay.path("other")).unwrap()
+        });
+        let inode = world.path("out").metadata().unwrap().ino();
+        let collected = world.collect_any(&["out"]).unwrap();
+        drop(other);
+        let blob = world
+            .store
+            .path(collected.blobs[0], false)
+            .unwrap()
+            .unwrap();
+        assert_eq!(blob.metadata().unwrap().ino() == inode, !busy);
+        let written = std::thread::scope(|scope| {
+            let write = || {
+                rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+                std::fs::write(
+                    format!("/proc/thread-self/fd/{}", known.as_raw_fd()),
+                    "evil",
+                )
+            };
+            scope.spawn(write).join().unwrap()
+        });
+        let error = written.err().map(|error| error.raw_os_error().unwrap());
+        let refused = rustix::io::Errno::ROFS.raw_os_error();
+        assert_eq!(error, (!busy).then_some(refused));
+        assert_eq!(world.file(&collected.result, "out"), "good");
     }
 }
 
@@ -558,13 +744,7 @@ fn a_directory_below_an_overlay_counts_as_open_to_the_commands_user() {
         return;
     }
     let mut world = few_and_many();
-    let root = SHA256.digest(b"");
-    world.request.beneath = Some(Arc::new(Tree {
-        root,
-        directories: [(root, Arc::default())].into(),
-        nodes: 0,
-        bytes: 0,
-    }));
+    world.request.beneath = Some(nothing());
     let collected = world.collect_any(&["few", "many"]).unwrap();
     assert_eq!(collected.result.output_directories.len(), 2);
     assert_eq!(world.owner("many"), (12_345, 12_345, 0o777));

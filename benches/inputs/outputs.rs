@@ -1,7 +1,7 @@
 //! 1 000 outputs of 64 KiB and one of 256 MiB, from the action's root into the store.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use boxwright::inputs::Beneath;
 use boxwright::outputs::{self, CollectRequest, OutputKind, OutputLimits, OutputPath};
@@ -23,7 +23,8 @@ pub(crate) async fn outputs(ground: &Ground) -> Vec<Gate> {
     let (mut collected, mut hashed) = (Vec::new(), Vec::new());
     for round in 0..5 {
         let shown = ground::stage(&roots, &tree).await;
-        let out = shown.path().join("out");
+        let overlay = shown.path().to_owned();
+        let out = overlay.join("out");
         let beneath = shown.beneath().expect("an overlay");
         let store = ground.store.clone();
         let work = tokio::task::spawn_blocking(move || {
@@ -38,7 +39,7 @@ pub(crate) async fn outputs(ground: &Ground) -> Vec<Gate> {
                 hash(&out.join("large"));
             });
             let mut found = None;
-            let request = request(beneath);
+            let request = request(beneath, overlay);
             let collect = timed(|| found = Some(outputs::collect(&store, &request)));
             let found = found.expect("a collection").expect("outputs");
             assert_eq!(found.result.output_directories.len(), 1);
@@ -95,10 +96,11 @@ fn write(out: &Path, round: usize) -> Vec<u8> {
     large
 }
 
-fn request(beneath: Beneath) -> CollectRequest {
+fn request(beneath: Beneath, overlay: PathBuf) -> CollectRequest {
     CollectRequest {
         root: beneath.upper,
         beneath: Some(beneath.tree),
+        overlay: Some(overlay),
         outputs: vec![OutputPath {
             declared: "out".to_owned(),
             within_root: "out".to_owned(),

@@ -50,13 +50,15 @@ impl Runner {
         let function = journey.lease.function;
         let keep = self.parts.settings.keep_output;
         let (ending, exit_code, notice) = conclude(&outcome, resolved, keep);
-        let (root, beneath) = match staged.beneath() {
-            None => (staged.path().to_owned(), None),
-            Some(Beneath { upper, tree }) => (upper, Some(tree)),
+        let shown = staged.path().to_owned();
+        let (root, beneath, overlay) = match staged.beneath() {
+            None => (shown, None, None),
+            Some(Beneath { upper, tree }) => (upper, Some(tree), Some(shown)),
         };
         let request = CollectRequest {
             root,
             beneath,
+            overlay,
             outputs: resolved.command.outputs.clone(),
             format: resolved.command.format,
             node_properties: resolved.command.node_properties.clone(),

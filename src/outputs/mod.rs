@@ -58,6 +58,9 @@ pub struct CollectRequest {
     pub root: PathBuf,
     /// What is there otherwise: the tree that `root` lies over. What comes from it is neither read nor hashed.
     pub beneath: Option<Arc<Tree>>,
+    /// Where the overlay of both is mounted, which becomes read-only. Where that cannot be, files are copied out of `root` and not
+    /// moved: through the overlay they can still be written, whatever their owner and mode are.
+    pub overlay: Option<PathBuf>,
     /// The declared outputs.
     pub outputs: Vec<OutputPath>,
     /// How directories are described.

@@ -5,9 +5,11 @@
 //! (Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick};
 
 use crate::beneath;
 use crate::reapi::Digest;
@@ -19,6 +21,24 @@ fn opaque() -> &'static str {
         true => "trusted.overlay.opaque",
         false => "user.overlay.opaque",
     }
+}
+
+/// What `statfs` says of an overlay (OVERLAYFS_SUPER_MAGIC).
+const OVERLAY: u64 = 0x794c_7630;
+
+/// Lets nobody change anything any more through the overlay that is mounted at `at`, wherever else it is mounted and whoever has a
+/// file of it open. The kernel refuses as long as anybody may write through it.
+pub(super) fn close(at: &Path) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, at, flags, Mode::empty())?;
+    // Any other file system has more on it than this action's files.
+    if u64::try_from(rustix::fs::fstatfs(&root)?.f_type) != Ok(OVERLAY) {
+        return Err(Errno::INVAL);
+    }
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    let overlay = fspick(&root, "", flags)?;
+    fsconfig_set_flag(&overlay, "ro")?;
+    fsconfig_reconfigure(&overlay)
 }
 
 /// Where a directory is: in one of the layers, or in both, merged.

@@ -78,6 +78,8 @@ pub(super) struct Take<'s> {
     held: &'s mut Held,
     taken: Taken,
     given: Vec<Digest>,
+    /// Others may still write to files, whatever is done to these.
+    copies: bool,
 }
 
 impl<'s> Take<'s> {
@@ -86,6 +88,7 @@ impl<'s> Take<'s> {
         function: DigestFunction,
         cancel: CancellationToken,
         held: &'s mut Held,
+        copies: bool,
     ) -> Self {
         Take {
             store,
@@ -97,6 +100,7 @@ impl<'s> Take<'s> {
             held,
             taken: Taken::default(),
             given: Vec::new(),
+            copies,
         }
     }
 
@@ -142,7 +146,10 @@ impl<'s> Take<'s> {
                     let executable = found.files[pending.number].executable;
                     let file = pending.file.as_fd();
                     let sealed = self.store.seal_examined(file, pending.stat, executable)?;
-                    Some(sealed.fixed(pending.fixed))
+                    Some(match self.copies {
+                        true => sealed.open(),
+                        false => sealed.fixed(pending.fixed),
+                    })
                 }
             });
         }

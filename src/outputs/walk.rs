@@ -98,13 +98,20 @@ impl<'r> Walk<'r> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, &request.root, flags, Mode::empty())
             .map_err(failed("open the input root of", "."))?;
+        let copies = request.beneath.is_some() && !overlay_is_closed(request);
         Ok(Walk {
             request,
             root,
             found: Found::default(),
             listed: BTreeMap::new(),
             linked: HashMap::new(),
-            take: Take::new(store, request.function, request.cancel.clone(), held),
+            take: Take::new(
+                store,
+                request.function,
+                request.cancel.clone(),
+                held,
+                copies,
+            ),
             counted: Counted::within(request.limits),
             wanted: Wanted::of(&request.node_properties),
             privileged: rustix::process::geteuid().is_root(),
@@ -478,4 +485,15 @@ impl<'r> Walk<'r> {
         }
         self.linked.get(&id(stat)).copied().map(Node::File)
     }
+}
+
+/// Whether nobody can write to files below the root any more. One that could, though all processes of the action are gone, was given a
+/// file or directory by one of them: the overlay asks its own inodes, which know nothing of what is done to the files below it, and
+/// writes these with the rights of who mounted it.
+fn overlay_is_closed(request: &CollectRequest) -> bool {
+    let closed = { request.overlay.as_deref() }.map_or(Err(Errno::NOENT), overlay::close);
+    if let Err(error) = closed {
+        tracing::info!("outputs are copied, as an input root cannot be closed: {error}");
+    }
+    closed.is_ok()
 }

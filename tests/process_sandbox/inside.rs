@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use boxwright::sandbox::{Limits, Sandbox};
+use boxwright::sandbox::{End, Limits, Sandbox};
 
 use super::bed::{Bed, is_root};
 
@@ -93,6 +93,9 @@ async fn it_goes_before_the_daemon_when_memory_is_short() {
         .says(bed.spec(["cat", "/proc/self/oom_score_adj"]))
         .await;
     assert_eq!(score.trim().parse::<i32>().unwrap(), own.max(500));
+    // Also not where none executed.
+    let outcome = bed.run(bed.spec(["/missing"])).await;
+    assert_ne!(outcome.end, End::Exited(0));
     // Its launcher does not go with it, nor instead of it: what is left of the command is for that to kill.
     let script = "for i in $(seq 200); do
         launcher=$(cat /proc/$PPID/oom_score_adj)

@@ -40,6 +40,14 @@ impl Sealed {
     pub fn fixed(self, fixed: bool) -> Self {
         Sealed { fixed, ..self }
     }
+
+    /// Says that others may write to the file although it is sealed: it is copied.
+    pub fn open(self) -> Self {
+        Sealed {
+            whole: false,
+            ..self
+        }
+    }
 }
 
 impl LocalStore {

@@ -23,6 +23,7 @@ mod mounter;
 pub(super) mod mounts;
 mod nodes;
 mod pinned;
+mod places;
 mod plan;
 mod profiles;
 mod record;

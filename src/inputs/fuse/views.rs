@@ -8,8 +8,8 @@
 //! used longest ago go when the kernel keeps too many names for them.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use super::layout::Layout;
 use super::mounts::{self, failed};
 use super::nodes::{Nodes, View};
 use super::pinned::Pinning;
+use super::places::Places;
 use super::plan::below;
 use super::subtree::Subtree;
 use crate::beneath::modified;
@@ -41,7 +42,7 @@ const FEW: usize = 20;
 /// Blobs that are mounted over their paths, per view.
 const BLOBS: usize = 64;
 
-/// How long who only looks at a view's place may have it in hand.
+/// How long the store waits for who only looks at a view's mount.
 const GLANCE: Duration = Duration::from_millis(1);
 
 /// The part of all mounts that the kernel allows which may be those of views that nobody uses. An action's launcher has as many again.
@@ -52,6 +53,7 @@ const MOUNTS: u64 = 100_000;
 /// All views.
 pub(super) struct Views {
     layout: Arc<Layout>,
+    places: Arc<Places>,
     nodes: Arc<Nodes>,
     store: Arc<LocalStore>,
     pinning: Arc<Pinning>,
@@ -66,40 +68,100 @@ type Key = (Digest, Owner, bool);
 
 /// A view that is kept.
 pub(super) struct Kept {
+    this: Weak<Kept>,
     view: Arc<View>,
     /// Where the view is, below the read-only mount of the file system.
     pub(super) path: PathBuf,
-    place: Mutex<Option<Mounted>>,
+    mounted: Mutex<Option<Mounted>>,
+    /// The store wanted it unmounted, and found the mount in somebody's hand.
+    wanted: AtomicBool,
+    places: Arc<Places>,
+    store: Arc<LocalStore>,
 }
 
-/// Unmounts a view when it is dropped; what shows it within roots by then stays.
-struct Unmounting(Weak<Kept>);
+/// Unmounts a view when it is dropped, if it is still mounted there; what shows it within roots by then stays.
+struct Unmounting {
+    kept: Weak<Kept>,
+    at: PathBuf,
+}
 
 impl Drop for Unmounting {
     fn drop(&mut self) {
-        let Some(kept) = self.0.upgrade() else { return };
-        // Who has the place in hand for longer shows the view in one more root, and may be waiting for room, and so for this.
-        let place = kept.place.try_lock_for(GLANCE);
-        let mounted = place.and_then(|mut place| place.take());
-        if let Some(mounted) = mounted {
-            mounted.detach();
+        if let Some(kept) = self.kept.upgrade() {
+            kept.give_up(&self.at);
         }
     }
 }
 
 impl Kept {
+    fn new(
+        view: Arc<View>,
+        path: PathBuf,
+        places: Arc<Places>,
+        store: Arc<LocalStore>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|this| Kept {
+            this: this.clone(),
+            view,
+            path,
+            mounted: Mutex::new(None),
+            wanted: AtomicBool::new(false),
+            places,
+            store,
+        })
+    }
+
+    /// Does something with the mount. No lock may be held that the store could want.
+    fn with_mount<T>(&self, work: impl FnOnce(&mut Option<Mounted>) -> T) -> T {
+        let done = work(&mut self.mounted.lock());
+        // What the store has dropped meanwhile is left there anew: it would never ask again.
+        while self.wanted.swap(false, Ordering::SeqCst) {
+            if let Some(mounted) = &mut *self.mounted.lock() {
+                self.leave(mounted);
+            }
+        }
+        done
+    }
+
+    /// Leaves the mount with the store, if it keeps anything there: as what was used last.
+    fn leave(&self, mounted: &mut Mounted) {
+        let renewed = mounted.spare.as_mut().is_some_and(Spare::renew);
+        if !renewed && !mounted.blobs.is_empty() {
+            let unmounting = Unmounting {
+                kept: self.this.clone(),
+                at: mounted.at.clone(),
+            };
+            mounted.spare = Some(self.store.spare(Arc::new(unmounting)));
+        }
+    }
+
     fn unmount(&self) {
-        // What goes with it looks at the place again.
-        let mounted = self.place.lock().take();
+        // What goes with it looks at the mount again.
+        let mounted = self.mounted.lock().take();
         if let Some(mounted) = mounted {
-            mounted.detach();
+            self.places.take_off(mounted.at);
+        }
+    }
+
+    /// Unmounts it for the store, if it is still there and nobody has it in hand.
+    fn give_up(&self, at: &Path) {
+        // Who has it in hand for longer shows the view in one more root, and may be waiting for room, and so for this. Said before it is
+        // tried: whoever has it then finds that when he lets go.
+        self.wanted.store(true, Ordering::SeqCst);
+        let Some(mut mounted) = self.mounted.try_lock_for(GLANCE) else {
+            return;
+        };
+        self.wanted.store(false, Ordering::SeqCst);
+        let taken = mounted.take_if(|mounted| mounted.at == at);
+        drop(mounted);
+        if let Some(mounted) = taken {
+            self.places.take_off(mounted.at);
         }
     }
 
     /// How many it takes.
     fn mounts(&self) -> u64 {
-        let place = self.place.lock();
-        place.as_ref().map_or(0, |m| 1 + m.blobs.len() as u64)
+        self.with_mount(|mounted| { mounted.as_ref() }.map_or(0, |m| 1 + m.blobs.len() as u64))
     }
 }
 
@@ -118,16 +180,6 @@ struct Mounted {
     spare: Option<Spare>,
 }
 
-impl Mounted {
-    fn detach(self) {
-        let gone = mounts::detach(&self.at)
-            .and_then(|()| rustix::fs::unlinkat(CWD, &self.at, AtFlags::REMOVEDIR));
-        if let Err(error) = gone {
-            tracing::warn!("cannot unmount {}: {error}", self.at.display());
-        }
-    }
-}
-
 impl Views {
     pub(super) fn new(
         layout: Arc<Layout>,
@@ -136,6 +188,7 @@ impl Views {
         pinning: Arc<Pinning>,
     ) -> Self {
         Views {
+            places: Arc::new(Places::new(layout.clone())),
             layout,
             nodes,
             store,
@@ -156,36 +209,31 @@ impl Views {
             // The number makes it a name that the kernel never heard: one that it was made to forget may still be in use.
             let name = format!("{}-{}.{number}", digest.hash_hex(), digest.size());
             let path = self.layout.shared(&name);
-            Arc::new(Kept {
-                view: self.nodes.show(name, subtree.clone(), owner, within),
-                path,
-                place: Mutex::new(None),
-            })
+            let view = self.nodes.show(name, subtree.clone(), owner, within);
+            Kept::new(view, path, self.places.clone(), self.store.clone())
         };
         kept.get_or_insert((subtree.digest, owner, within), make)
             .clone()
     }
 
     /// A clone of a view's mount, to be mounted within a root.
-    pub(super) fn part(&self, kept: &Arc<Kept>) -> Result<rustix::fd::OwnedFd, InputError> {
-        let mut place = kept.place.lock();
-        let mounted = match &mut *place {
-            Some(mounted) => mounted,
-            None => place.insert(self.mount(kept)?),
-        };
-        self.lay_blobs(&kept.view.root, mounted);
-        let cloned = mounts::clone(&mounted.at);
-        // Last, for the store may have given the old one up by now.
-        let renewed = mounted.spare.as_mut().is_some_and(Spare::renew);
-        if !renewed && !mounted.blobs.is_empty() {
-            let unmounting = Unmounting(Arc::downgrade(kept));
-            mounted.spare = Some(self.store.spare(Arc::new(unmounting)));
-        }
-        cloned
+    pub(super) fn part(&self, kept: &Kept) -> Result<rustix::fd::OwnedFd, InputError> {
+        kept.with_mount(|place| {
+            let mounted = match place {
+                Some(mounted) => mounted,
+                None => place.insert(self.mount(kept)?),
+            };
+            self.lay_blobs(&kept.view.root, mounted);
+            let cloned = mounts::clone(&mounted.at);
+            // Last, for the store may have given the old one up by now.
+            kept.leave(mounted);
+            cloned
+        })
     }
 
     /// Makes the kernel forget what was used longest ago, as long as it keeps too much. Blocks.
     pub(super) fn shrink(&self) {
+        self.places.clear();
         self.let_blobs_go();
         loop {
             let oldest = {
@@ -230,7 +278,7 @@ impl Views {
         self.forget(&self.layout.shared_control(&kept.view.name));
     }
 
-    fn forget(&self, path: &std::path::Path) {
+    fn forget(&self, path: &Path) {
         match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => tracing::warn!("cannot take {} off: {error}", path.display()),
@@ -238,17 +286,8 @@ impl Views {
     }
 
     fn mount(&self, kept: &Kept) -> Result<Mounted, InputError> {
-        // Each place is a new one: the last may be on its way out, or could not be taken off.
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let at = self.layout.place(&format!("{}.{number}", kept.view.name));
-        rustix::fs::mkdirat(CWD, &at, Mode::RWXU).map_err(failed("create", at.display()))?;
-        let attached = mounts::clone(&kept.path).and_then(|mount| mounts::attach(mount, &at));
-        if let Err(error) = attached {
-            let _ = rustix::fs::unlinkat(CWD, &at, AtFlags::REMOVEDIR);
-            return Err(error);
-        }
         Ok(Mounted {
-            at,
+            at: self.places.mount(&kept.view.name, &kept.path)?,
             blobs: HashMap::new(),
             spare: None,
         })
@@ -284,7 +323,7 @@ impl Views {
         }
     }
 
-    fn lay(&self, file: &File, at: &std::path::Path) -> Result<bool, InputError> {
+    fn lay(&self, file: &File, at: &Path) -> Result<bool, InputError> {
         if !self.store.contains(file.digest) {
             return Ok(false);
         }
@@ -316,7 +355,7 @@ impl Views {
 }
 
 /// Has the kernel told of all entries of a small directory at once, which takes as long as telling it of one.
-pub(super) fn introduce(at: &std::path::Path, subtree: &Subtree) -> Result<(), InputError> {
+pub(super) fn introduce(at: &Path, subtree: &Subtree) -> Result<(), InputError> {
     if subtree.directory.entries() > FEW {
         return Ok(());
     }
@@ -333,7 +372,47 @@ pub(super) fn introduce(at: &std::path::Path, subtree: &Subtree) -> Result<(), I
 
 #[cfg(test)]
 mod tests {
+    use super::super::subtree::tests::directory;
     use super::*;
+    use crate::cas::{CasError, StoreConfig};
+    use crate::reapi::DigestFunction;
+
+    const OWNER: Owner = Owner { uid: 7, gid: 8 };
+    const BLOB: usize = 64 << 10;
+
+    fn put(store: &LocalStore, n: u8) -> Result<Digest, CasError> {
+        let data = vec![n; BLOB];
+        let digest = DigestFunction::Sha256.digest(&data);
+        store.put(digest, &data, false).map(|()| digest)
+    }
+
+    /// The store asks once for what was left with it.
+    #[test]
+    fn a_mount_that_somebody_had_in_hand_when_the_store_wanted_it_is_there_for_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(StoreConfig {
+            root: dir.path().join("cas"),
+            high_water: 10 * BLOB as u64,
+            low_water: 9 * BLOB as u64,
+            free_floor: 0,
+        })
+        .unwrap();
+        let layout = Layout::make(&dir.path().join("fuse"), &dir.path().join("cas")).unwrap();
+        let places = Arc::new(Places::new(Arc::new(layout)));
+        let view = Nodes::new(OWNER).show("view".to_owned(), directory(&[], &[]), OWNER, true);
+        let kept = Kept::new(view, PathBuf::new(), places, store.clone());
+        let blobs = (0..10).map(|n| (n.to_string(), store.pin([put(&store, n).unwrap()])));
+        let mounted = Mounted {
+            at: dir.path().join("nothing"),
+            blobs: blobs.collect(),
+            spare: None,
+        };
+        kept.with_mount(|place| kept.leave(place.insert(mounted)));
+        let in_hand = kept.with_mount(|_| put(&store, 10));
+        assert!(matches!(in_hand, Err(CasError::Full { .. })), "{in_hand:?}");
+        put(&store, 10).unwrap();
+        assert_eq!(kept.mounts(), 0);
+    }
 
     #[test]
     fn the_kernel_says_how_many_mounts_there_may_be() {
