@@ -359,3 +359,53 @@ fn a_full_disk_is_told_as_that_and_nothing_made_on_it_is_kept() {
     // The state directory is of use all the while.
     ends(on_a_small_disk(&place, &mounted, "echo well > o"), 0);
 }
+
+/// What is removed again before anybody looks is known from how fast it came.
+#[test]
+fn an_end_on_a_full_disk_is_not_the_command_s_though_it_removes_what_it_wrote() {
+    for ext4 in [false, true] {
+        let mounted = match ext4 {
+            false => mounted::Mounted::new("size=96m,mode=755"),
+            true => mounted::Mounted::ext4(96 << 20),
+        };
+        let Some(mounted) = mounted else { return };
+        let place = Place::new();
+        let mut scripts = vec![
+            "head -c 200000000 /dev/zero > o || { rm -f o; exit 1; }",
+            // It overlooks that, and what it makes is not what it would be with room.
+            "head -c 200000000 /dev/zero > tmp; size=$(wc -c < tmp); rm tmp; echo $size > o",
+        ];
+        if ext4 {
+            // In memory nothing stays of it.
+            scripts.push("fallocate -l 200M o || exit 1");
+        }
+        for script in scripts {
+            let (_, said) = ends(on_a_small_disk(&place, &mounted, script), 70);
+            assert!(said.contains("full while it ran"), "{script}: {said}");
+        }
+        // There is room, and it fails.
+        let script = "head -c 1000000 /dev/zero > o; exit 3";
+        let (_, said) = ends(on_a_small_disk(&place, &mounted, script), 3);
+        assert!(!said.contains("full while it ran"), "{said}");
+    }
+}
+
+/// All that may go goes for a command that fills the disk, but not what it needs to be tried again.
+#[test]
+fn a_command_with_inputs_that_fills_the_disk_is_told_so_each_time() {
+    let Some(mounted) = mounted::Mounted::ext4(96 << 20) else {
+        return;
+    };
+    let place = Place::new();
+    std::fs::create_dir_all(place.path("in/sub")).unwrap();
+    std::fs::write(place.path("in/sub/f"), "content").unwrap();
+    for inputs in ["fuse", "staged"] {
+        let script = format!("cat sub/f && head -c 200000000 /dev/zero > o || exit 1 # {inputs}");
+        let mut run = place.sh(&["--input", "in", "--output", "o"], &script);
+        run.env("BOXWRIGHT_STATE_DIR", mounted.path().join("state"));
+        run.env("BOXWRIGHT_CAS_FREE_FLOOR", "4M");
+        run.env("BOXWRIGHT_INPUTS", inputs);
+        let (_, said) = ends(run, 70);
+        assert!(said.contains("full while it ran"), "{inputs}: {said}");
+    }
+}

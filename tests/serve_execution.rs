@@ -106,6 +106,7 @@ fn finished(ending: Ending) -> Finished {
         message: String::new(),
         details: Vec::new(),
         logs: Vec::new(),
+        inputs: None,
     }
 }
 

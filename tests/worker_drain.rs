@@ -84,6 +84,7 @@ impl RunAction for Actions {
             cacheable: false,
             details: Vec::new(),
             logs: Vec::new(),
+            inputs: None,
         }
     }
 }

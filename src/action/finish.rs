@@ -132,6 +132,7 @@ impl Runner {
             message: beside,
             details: Vec::new(),
             logs,
+            inputs: None,
             result: Some(result),
             ending,
         })

@@ -9,6 +9,7 @@ mod failures;
 mod finish;
 mod isolation;
 mod live;
+mod looks;
 mod missing;
 mod paths;
 mod platform;
@@ -20,6 +21,8 @@ mod settings;
 mod space;
 mod usage;
 
+use std::sync::Arc;
+
 use prost_types::Any;
 
 pub use ending::Ending;
@@ -29,6 +32,7 @@ pub use report::NAME as INPUT_REPORT_LOG;
 pub use runner::{Progress, Runner, RunnerParts};
 pub use settings::Settings;
 
+use crate::cas::Pins;
 use crate::reapi::Digest;
 use crate::reapi::proto::re;
 
@@ -48,6 +52,8 @@ pub struct Finished {
     pub details: Vec<Any>,
     /// What the worker has to tell of it beyond the result.
     pub logs: Vec<ServerLog>,
+    /// Keeps the inputs here that another attempt would not find else.
+    pub inputs: Option<Arc<Pins>>,
 }
 
 /// A text about an action, for people: a `LogFile` in REAPI's terms.
@@ -79,6 +85,7 @@ impl Finished {
             cacheable: false,
             details: Vec::new(),
             logs: Vec::new(),
+            inputs: None,
         }
     }
 }

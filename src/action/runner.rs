@@ -11,7 +11,7 @@ use super::failures::from_inputs;
 use super::resolve::{self, Resolved};
 use super::{Ending, Finished, LiveOutput, Settings};
 use super::{space, usage};
-use crate::cas::{self, Cas};
+use crate::cas::{self, Cas, Pins};
 use crate::config::Owner;
 use crate::inputs::{InputError, InputRoots, StageRequest, StagedRoot};
 use crate::observe::{self, ActionRecord};
@@ -62,6 +62,8 @@ pub(super) struct Journey<'a> {
     progress: Progress<'a>,
     pub(super) metadata: re::ExecutedActionMetadata,
     pub(super) record: ActionRecord,
+    /// What another attempt needs, if it is not sure to be here then.
+    inputs: Option<Pins>,
 }
 
 impl Runner {
@@ -90,13 +92,15 @@ impl Runner {
                 ..lease.metadata.clone()
             },
             record: ActionRecord::of(lease, slot),
+            inputs: None,
         };
         let begun = Instant::now();
         let whose = resolve::request_metadata(lease);
-        let finished = match cas::on_behalf_of(whose, self.phases(&mut journey)).await {
+        let mut finished = match cas::on_behalf_of(whose, self.phases(&mut journey)).await {
             Ok(finished) => finished,
             Err(ending) => Finished::without_result(ending),
         };
+        finished.inputs = journey.inputs.take().map(Arc::new);
         journey.record.total = begun.elapsed();
         journey.record.ending = finished.ending.clone();
         observe::action_line(&journey.record);
@@ -175,7 +179,7 @@ impl Runner {
         let root = self.roots[journey.slot].clone();
         let hold = Some(Arc::new(root.lock_owned().await));
         let begun = Instant::now();
-        space::make(self.parts.cas.local(), 0).await;
+        space::make(self.parts.cas.local()).await;
         let request = StageRequest {
             name: format!("{}-{}", journey.slot, uuid::Uuid::new_v4().simple()),
             tree: resolved.tree.clone(),
@@ -249,9 +253,13 @@ impl Runner {
         };
         let run = sandbox.run(journey.slot, spec, journey.cancel.clone());
         let store = self.parts.cas.local();
-        let (outcome, disk) = space::kept(store, run).await;
+        // A source would give them again.
+        let inputs = Some(&resolved.tree).filter(|_| !self.parts.cas.has_source());
+        let (outcome, disk) = space::kept(store, inputs, run).await;
         let outcome = outcome.map_err(|e| Ending::Infrastructure(e.to_string()))?;
-        space::tell(store, disk, &outcome.end).await?;
+        let (told, kept) = space::tell(store, inputs, disk, &outcome).await;
+        journey.inputs = kept;
+        told?;
         let metadata = &mut journey.metadata;
         metadata.execution_start_timestamp = Some(time::timestamp(outcome.started));
         metadata.execution_completed_timestamp = Some(time::timestamp(outcome.finished));

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 pub use cache::{Cas, Held, Wanted};
 pub(crate) use local::disk_size;
-pub use local::{Beside, LocalStore, Pins, Spare, Spared, StoreConfig};
+pub use local::{Beside, Free, LocalStore, Pins, Spare, Spared, StoreConfig};
 pub(crate) use remote::Behalf;
 pub use remote::{RemoteCas, RemoteConfig, on_behalf_of};
 

@@ -219,14 +219,7 @@ fn preempted() -> Finished {
 }
 
 fn ended_by_us(ending: Ending) -> Finished {
-    Finished {
-        ending,
-        result: None,
-        message: String::new(),
-        cacheable: false,
-        details: Vec::new(),
-        logs: Vec::new(),
-    }
+    Finished::without_result(ending)
 }
 
 /// An action that was killed to be given back. If it ended by itself just before, that stands.

@@ -33,6 +33,7 @@ pub(crate) fn done() -> Finished {
         cacheable: false,
         details: Vec::new(),
         logs: Vec::new(),
+        inputs: None,
     }
 }
 

@@ -14,6 +14,7 @@ mod claim;
 mod clear;
 mod double;
 mod files;
+mod free;
 mod index;
 mod layout;
 mod lease;
@@ -27,6 +28,7 @@ mod scan;
 mod spare;
 mod temp;
 mod trust;
+mod vain;
 mod verify;
 mod writer;
 
@@ -44,6 +46,7 @@ use crate::reapi::{Digest, DigestFunction};
 
 pub use adopt::Sealed;
 pub(crate) use files::disk_size;
+pub use free::Free;
 pub use pins::Pins;
 pub use room::Beside;
 pub use spare::{Spare, Spared};

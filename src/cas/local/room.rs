@@ -17,6 +17,7 @@ use rustix::path::Arg;
 
 use super::files::disk_size;
 use super::names::BlobName;
+use super::vain::Vain;
 use super::{CasError, LocalStore, disk};
 use crate::reapi::Digest;
 
@@ -26,14 +27,12 @@ const SLICE: usize = 128;
 /// The free space is looked up again after at most this many bytes: others fill the disk as well.
 const MOST_UNCHECKED: u64 = 64 << 20;
 
-/// A file system with less than this free is full: the last blocks may be somebody's already.
-const FULL: u64 = 256 << 10;
-
 /// How much was promised since the free space was last looked up.
 #[derive(Default)]
 pub(super) struct Floor {
     promised: AtomicU64,
     allowed: AtomicU64,
+    vain: Vain,
 }
 
 /// Disk bytes promised to a file that is being written; counted as taken until dropped.
@@ -327,7 +326,7 @@ impl LocalStore {
         if self.is_allowed(bytes) {
             return Ok(());
         }
-        self.restore_the_floor(bytes)
+        self.restore_the_floor(bytes, 0)
     }
 
     /// Counts a file of so many bytes of disk that somebody else has written and that is the store's now. It is here, whatever
@@ -347,53 +346,30 @@ impl LocalStore {
         promised < self.floor.allowed.load(Ordering::SeqCst)
     }
 
-    /// Bytes that may still be written until less is free than is to stay free; costs one system call.
-    pub fn free_above_floor(&self) -> u64 {
-        self.free().saturating_sub(self.config.free_floor)
-    }
-
-    /// Bytes of the file system that are free.
-    pub fn free(&self) -> u64 {
-        // Whoever writes will be told.
-        self.free_space().unwrap_or(u64::MAX)
-    }
-
-    /// Evicts while `ahead` more bytes do not fit above the floor of free space: for those whose files next to the store nobody
-    /// counts before they are written.
+    /// Evicts while `ahead` more bytes do not fit above the floor of free space and what is promised: for those whose files next to
+    /// the store nobody counts before they are written. Soon after that was in vain it does nothing.
     pub fn keep_free(&self, ahead: u64) {
-        if let Err(error) = self.restore_the_floor(ahead) {
+        if self.floor.vain.pauses(Instant::now()) {
+            return;
+        }
+        if let Err(error) = self.restore_the_floor(ahead, ahead) {
             // Whoever writes next is told; an adoption is not.
             tracing::debug!(%error, "the floor of free space cannot be kept");
         }
     }
 
-    /// Whether the file system has next to nothing left, so that whoever writes there fails.
-    pub fn is_disk_full(&self) -> bool {
-        let full = rustix::fs::fstatvfs(&self.layout.top).is_ok_and(|stat| {
-            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-            // Not all file systems have a number of inodes.
-            free < FULL || (stat.f_files > 0 && stat.f_ffree == 0)
-        });
-        if full {
-            *self.last_full.lock() = Some(Instant::now());
-        }
-        full
-    }
-
-    /// Whether anybody has seen that it is full since then.
-    pub fn was_disk_full_since(&self, then: Instant) -> bool {
-        self.last_full.lock().is_some_and(|last| last >= then)
-    }
-
-    fn restore_the_floor(&self, bytes: u64) -> Result<(), CasError> {
+    /// For `bytes`, of which `ahead` are promised to nobody.
+    fn restore_the_floor(&self, bytes: u64, ahead: u64) -> Result<(), CasError> {
         // In this order: what is reserved from here on is counted as promised, or below, or both. Others
         // look for themselves meanwhile.
         self.floor.allowed.store(0, Ordering::SeqCst);
         self.floor.promised.store(0, Ordering::SeqCst);
         // All that was promised, not this file alone: the others have not been written either, or not whole.
-        let unwritten = self.index.lock().promised.unwritten().max(bytes);
+        let unwritten = { self.index.lock().promised.unwritten() }.saturating_add(ahead);
         let wanted = self.config.free_floor.saturating_add(unwritten);
         let mut free = self.free_space()?;
+        let (before, gone) = (free, self.spares.gone());
+        let mut went = false;
         // What is evicted may not free anything, if it is open or linked elsewhere: three tries,
         // not the whole cache.
         for _ in 0..3 {
@@ -407,6 +383,10 @@ impl LocalStore {
             if evicted == 0 {
                 break;
             }
+            went = true;
+        }
+        if went || self.spares.gone() != gone {
+            self.floor.vain.evicted(free > before, Instant::now());
         }
         if free < wanted {
             return Err(CasError::Full {
@@ -422,12 +402,6 @@ impl LocalStore {
         let allowed = ((free - wanted) / 2).min(MOST_UNCHECKED);
         self.floor.allowed.store(allowed, Ordering::SeqCst);
         Ok(())
-    }
-
-    fn free_space(&self) -> Result<u64, CasError> {
-        let stat = rustix::fs::fstatvfs(&self.layout.top)
-            .map_err(|e| disk("find the free space of", self.layout.root.display(), e))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     /// Does what may fail for want of space; if it does, evicts once and tries again.

@@ -305,6 +305,8 @@ impl Scheduler for Embedded {
             && job.attempts <= self.config.retries
         {
             tracing::warn!(action = %job.digest, attempt = job.attempts, why, "the worker failed; trying again");
+            // One that did not come so far says nothing of them.
+            job.inputs = finished.inputs.take().or(job.inputs.take());
             state.queue.enqueue(id);
             drop(state);
             self.news.notify_one();

@@ -50,6 +50,8 @@ pub(super) struct Job {
     bytes: usize,
     /// What each attempt begins with.
     _messages: Pins,
+    /// What the next one needs of what the last one had.
+    pub(super) inputs: Option<Arc<Pins>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,6 +192,7 @@ impl Queue {
                 operations: vec![name.to_owned()],
                 bytes,
                 _messages: messages,
+                inputs: None,
             },
         );
         self.open_bytes += bytes;

@@ -128,6 +128,7 @@ mod tests {
             cacheable: false,
             details: Vec::new(),
             logs: Vec::new(),
+            inputs: None,
         }
     }
 

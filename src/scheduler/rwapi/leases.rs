@@ -367,6 +367,7 @@ mod tests {
             cacheable: true,
             details: Vec::new(),
             logs: Vec::new(),
+            inputs: None,
         })
     }
 

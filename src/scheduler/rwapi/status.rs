@@ -187,6 +187,7 @@ mod tests {
             cacheable: false,
             details: Vec::new(),
             logs: Vec::new(),
+            inputs: None,
         }
     }
 
