@@ -190,19 +190,22 @@ async fn a_program_that_does_not_come_is_waited_for_as_long_as_it_may_run() {
         faults.hang.insert("BatchReadBlobs", u32::MAX);
     });
     for (n, bench) in [process, full].into_iter().flatten().enumerate() {
-        let slow = cas.put(blob(n, 3000).1);
         let gone = blob(7, 3000).0;
-        let nodes = [("program", Node::Program(slow)), ("z", Node::Program(gone))];
-        let waiting = action(
-            bench.put_message(&command("./program")),
-            root(&bench, &nodes),
-        );
+        // Each its own: the second could wait for what was asked for on behalf of the first.
+        let waits = |slow: usize| {
+            let slow = cas.put(blob(slow, 3000).1);
+            let nodes = [("program", Node::Program(slow)), ("z", Node::Program(gone))];
+            action(
+                bench.put_message(&command("./program")),
+                root(&bench, &nodes),
+            )
+        };
         let limited = re::Action {
             timeout: Some(prost_types::Duration {
                 seconds: 1,
                 nanos: 0,
             }),
-            ..waiting.clone()
+            ..waits(n)
         };
         let begun = Instant::now();
         let finished = bench.run_action(limited, CancellationToken::new()).await;
@@ -214,7 +217,7 @@ async fn a_program_that_does_not_come_is_waited_for_as_long_as_it_may_run() {
 
         cas.state.seen.lock().calls.clear();
         let begun = Instant::now();
-        let ended = cancelled_at(&cas, "BatchReadBlobs", &bench, waiting).await;
+        let ended = cancelled_at(&cas, "BatchReadBlobs", &bench, waits(10 + n)).await;
         assert_eq!(ended, Ending::Cancelled);
         assert!(begun.elapsed() < Duration::from_secs(2));
         bench.settle().await;
