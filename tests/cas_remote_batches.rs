@@ -200,6 +200,15 @@ async fn an_answer_that_is_too_large_is_refused() {
 }
 
 #[tokio::test]
+async fn an_answer_of_empty_entries_is_refused_before_it_is_decoded() {
+    let server = FaultyCas::start().await;
+    server.faults(|f| f.empty_entries = 1 << 19);
+    let written = server.client().write_batch(vec![blob(1, 5)]).await;
+    let (_, text) = remote(written.unwrap_err());
+    assert!(text.contains("more than 524288 entries"), "{text}");
+}
+
+#[tokio::test]
 async fn batches_travel_packed_where_that_is_announced() {
     let server = FaultyCas::start().await;
     server.announce_zstd();

@@ -238,19 +238,27 @@ fn a_state_directory_that_others_cannot_pass_to_is_no_place_for_level_process() 
     }
     let run = |level: &str| {
         Command::new(BOXWRIGHT)
-            .args(["run", "--", "true"])
+            .args(["run", "--", "echo", "ran"])
             .env("BOXWRIGHT_STATE_DIR", &state)
             .env("BOXWRIGHT_SANDBOX", level)
             .output()
             .unwrap()
     };
     does_not_start(run("process"), &["chmod o+x"]);
+    let told = |level: &str| {
+        let output = run(level);
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.stdout == b"ran\n", said)
+    };
+    let (both, full) = (told("full,process"), told("full"));
     // Where both levels may be used the stronger one is left, and that is said.
-    let output = run("full,process");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains(&format!("chmod o+x {closed},")), "{said}");
+    assert!(both.1.contains(&format!("chmod o+x {closed},")), "{both:?}");
     // Level full shows inputs under a path of its own.
-    let output = run("full");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(!said.contains("chmod o+x"), "{said}");
+    assert!(!full.1.contains("chmod o+x"), "{full:?}");
+    let doctor = ["doctor", "--json", "--state-dir", &state];
+    let doctor = Command::new(BOXWRIGHT).args(doctor).output().unwrap();
+    match Report::new(doctor).json["full"] == true {
+        true => assert!(both.0 && full.0, "{both:?} {full:?}"),
+        false => skipped::here("level full is not to be had"),
+    }
 }

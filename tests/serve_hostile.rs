@@ -87,6 +87,44 @@ async fn a_message_of_empty_entries_is_refused_before_it_is_decoded() {
     }
 }
 
+#[tokio::test]
+async fn entries_are_counted_wherever_they_are() {
+    let server = standalone().await;
+    const COUNT: usize = 1_000_000;
+    let metadata = re::ExecutedActionMetadata {
+        auxiliary_metadata: vec![Default::default(); COUNT],
+        ..Default::default()
+    };
+    let properties = re::NodeProperties {
+        properties: vec![re::NodeProperty::default(); COUNT],
+        ..Default::default()
+    };
+    let file = re::OutputFile {
+        path: "a".into(),
+        node_properties: Some(properties),
+        ..Default::default()
+    };
+    for result in [
+        re::ActionResult {
+            execution_metadata: Some(metadata),
+            ..Default::default()
+        },
+        re::ActionResult {
+            output_files: vec![file],
+            ..Default::default()
+        },
+    ] {
+        let update = re::UpdateActionResultRequest {
+            action_digest: Some(sha(b"action").to_proto()),
+            action_result: Some(result),
+            ..Default::default()
+        };
+        let error = { server.results().update_action_result(update).await }.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert!(error.message().contains("entries"), "{error}");
+    }
+}
+
 /// As many calls as may hold messages at a time, none of whose answers is read.
 async fn stalled(server: &Standalone) -> Vec<Streaming<re::BatchReadBlobsResponse>> {
     let (mut stalled, asked) = (Vec::new(), read(server));

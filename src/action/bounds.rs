@@ -5,6 +5,8 @@ use crate::reapi::wire::{self, Field};
 
 /// The largest Action message that is read, in bytes. Real ones have a few hundred.
 pub(crate) const MAX_ACTION: u64 = 1 << 20;
+/// The largest Command message that is read, in bytes: a long link line has a few megabytes.
+pub(crate) const MAX_COMMAND: u64 = 64 << 20;
 
 /// Arguments. No kernel starts a program with more: execve takes 6 MiB of strings and of pointers to them.
 const ARGUMENTS: usize = 1 << 20;

@@ -20,8 +20,6 @@ use crate::sandbox::Level;
 use crate::scheduler::Lease;
 use crate::tree::{self, MergeError, Tree, TreeStore};
 
-/// The largest Command message that is read, in bytes: a long link line has a few megabytes.
-const MAX_COMMAND: u64 = 64 << 20;
 /// A message of more bytes is not decoded between other work.
 const LARGE: usize = 1 << 20;
 
@@ -56,7 +54,7 @@ pub(super) async fn resolve(
     within_max(&action, settings.max_timeout, "(--max-timeout)")?;
 
     let (command, tree) = tokio::join!(
-        cas.read(command_digest, MAX_COMMAND, "Command"),
+        cas.read(command_digest, bounds::MAX_COMMAND, "Command"),
         tree::fetch_known(cas, trees, root, settings.tree_limits)
     );
     let (input, mut missing) = tree.map_err(from_tree)?;

@@ -3,6 +3,8 @@
 use prost::Message;
 use prost_types::Any;
 
+use super::lists;
+
 /// A message that travels inside an `Any`, with its full type name.
 pub trait Named: Message + Default {
     /// Package and message name, such as `build.bazel.remote.execution.v2.Action`.
@@ -38,10 +40,10 @@ pub fn pack<M: Named>(message: &M) -> Any {
 }
 
 /// Unpacks `any` if it holds an `M`: `None` if it holds something else, an error if its bytes are
-/// not an `M`. Only what follows the last slash of the type URL counts.
-pub fn unpack<M: Named>(any: &Any) -> Option<Result<M, prost::DecodeError>> {
+/// not an `M`, or hold too much. Only what follows the last slash of the type URL counts.
+pub fn unpack<M: Named>(any: &Any) -> Option<Result<M, String>> {
     let name = any.type_url.rsplit('/').next().unwrap_or_default();
-    (name == M::NAME).then(|| M::decode(any.value.as_slice()))
+    (name == M::NAME).then(|| lists::decode(M::NAME, any.value.as_slice()))
 }
 
 #[cfg(test)]
@@ -66,5 +68,17 @@ mod tests {
             ..any
         };
         assert!(unpack::<re::Digest>(&broken).unwrap().is_err());
+    }
+
+    #[test]
+    fn what_holds_too_much_is_not_decoded() {
+        let result = |count| re::ActionResult {
+            output_files: vec![re::OutputFile::default(); count],
+            ..Default::default()
+        };
+        let unpacked = |count| unpack::<re::ActionResult>(&pack(&result(count))).unwrap();
+        assert_eq!(unpacked(1000), Ok(result(1000)));
+        let refusal = unpacked(600_000).unwrap_err();
+        assert!(refusal.contains("entries"), "{refusal}");
     }
 }

@@ -4,6 +4,7 @@
 pub mod any;
 pub mod codec;
 pub mod digest;
+mod lists;
 pub mod proto;
 pub mod resource;
 pub mod status;

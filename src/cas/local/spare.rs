@@ -194,23 +194,28 @@ mod tests {
     /// Who finds nothing to drop waits for what another drops.
     #[test]
     fn room_on_its_way_is_waited_for() {
-        struct Slow(Vec<Pins>, std::sync::mpsc::Sender<()>);
+        struct Slow(Vec<Pins>, Arc<LocalStore>, std::sync::mpsc::Sender<bool>);
         impl Drop for Slow {
             fn drop(&mut self) {
-                let _ = self.1.send(());
-                // Long enough for the other to ask; it must not matter.
+                // Who asks now waits, however early or late that is.
+                let _ = self.2.send(self.1.spares.going.is_locked());
+                // Long enough for the other to ask.
                 std::thread::sleep(std::time::Duration::from_millis(50));
                 self.0.clear();
             }
         }
         let (_dir, store, pins) = full();
         let (begun, begins) = std::sync::mpsc::channel();
-        let spare = store.spare(Arc::new(Slow(pins, begun)));
+        let spare = store.spare(Arc::new(Slow(pins, store.clone(), begun)));
+        let mut seen = store.spares.gone();
         std::thread::scope(|scope| {
             scope.spawn(|| spare.discard());
-            begins.recv().unwrap();
+            assert!(begins.recv().unwrap(), "nobody would wait");
             put(&store, 10).unwrap();
         });
+        // Who asks when it is over, and saw nothing of it, tries again, once.
+        assert!(store.spares.drop_oldest(&mut seen));
+        assert!(!store.spares.drop_oldest(&mut seen));
     }
 
     #[test]

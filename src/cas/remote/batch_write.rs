@@ -10,12 +10,13 @@ use http::uri::PathAndQuery;
 use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic::{Code, Request, Response, Status};
-use tonic_prost::{ProstDecoder, ProstEncoder};
+use tonic_prost::ProstEncoder;
 
 use super::retry::{Retry, is_transient};
 use super::{CONCURRENT_CALLS, LARGEST_MESSAGE, Line, Load, RemoteCas, stream_write, zstd};
 use crate::cas::CasError;
 use crate::cas::pack::pack;
+use crate::reapi::codec::Reads;
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, DigestFunction};
 
@@ -190,7 +191,7 @@ impl Codec for AtOnce {
     type Encode = re::BatchUpdateBlobsRequest;
     type Decode = re::BatchUpdateBlobsResponse;
     type Encoder = ProstEncoder<Self::Encode>;
-    type Decoder = ProstDecoder<Self::Decode>;
+    type Decoder = Reads<Self::Decode>;
 
     fn encoder(&mut self) -> Self::Encoder {
         // gRPC puts five bytes before each message; the other number is the library's own.
@@ -198,7 +199,7 @@ impl Codec for AtOnce {
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstDecoder::new(BufferSettings::default())
+        Reads::default()
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::time::{Duration, Instant};
 
-use prost::Message;
 use tonic::{Code, Status, Streaming};
 
 use super::super::exit::{Exit, Failure};
@@ -152,14 +151,12 @@ impl Follower {
     fn response(&self, operation: Operation) -> Result<re::ExecuteResponse, Failure> {
         let nonsense = |what: &str| Failure::new(Exit::Protocol, format!("{} {what}", self.remote));
         match operation.result {
-            Some(operation::Result::Response(any)) => {
-                match re::ExecuteResponse::decode(any.value.as_slice()) {
-                    Ok(response) if any.type_url.ends_with("ExecuteResponse") => Ok(response),
-                    _ => Err(nonsense(
-                        "answered with something that is no ExecuteResponse",
-                    )),
-                }
-            }
+            Some(operation::Result::Response(any)) => match unpack(&any) {
+                Some(Ok(response)) => Ok(response),
+                _ => Err(nonsense(
+                    "answered with something that is no ExecuteResponse",
+                )),
+            },
             Some(operation::Result::Error(status)) => Err(report::operation(&status)
                 .unwrap_or_else(|| nonsense("reported an error that is none"))),
             None => Err(nonsense("completed the operation without a response")),

@@ -106,6 +106,33 @@ mod tests {
         assert_eq!(left.count(), 0);
     }
 
+    /// The numbers begin anew.
+    #[test]
+    fn what_a_killed_daemon_left_is_in_nobodys_way() {
+        if !mounts::may_mount() {
+            crate::skipped::here("nothing can be mounted");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        std::fs::create_dir_all(source.join("shown")).unwrap();
+        let killed = places(dir.path());
+        let left: Vec<_> = { 0..3 }
+            .map(|_| killed.mount("view", &source).unwrap())
+            .collect();
+        // Of this one the mount has gone and the directory has not: so it is of all, where a namespace ended with the daemon.
+        mounts::detach(&left[1]).unwrap();
+        drop(killed);
+        let next = places(dir.path());
+        assert!(left.iter().all(|at| !at.exists()));
+        for at in left {
+            assert_eq!(next.mount("view", &source).unwrap(), at);
+            assert!(at.join("shown").exists());
+            next.take_off(at);
+        }
+        assert!(source.join("shown").exists());
+    }
+
     #[test]
     fn what_could_not_be_taken_off_goes_later() {
         if !mounts::may_mount() {

@@ -43,6 +43,9 @@ pub use submit::{Submission, SubmitError};
 use operation::{stderr_stream, stdout_stream};
 use queue::{Bounds, JobId, Queue, complete_metadata};
 
+/// The part of the store's size that Actions and Commands may take which stay there for operations that have not ended.
+const OPEN_SHARE: u64 = 8;
+
 /// How much the scheduler takes on, and for how long it remembers.
 #[derive(Clone, Debug)]
 pub struct EmbeddedConfig {
@@ -110,6 +113,7 @@ impl Embedded {
         let bounds = Bounds {
             open: config.max_open,
             open_bytes: config.max_open_bytes,
+            pinned_bytes: store.high_water() / OPEN_SHARE,
             kept: config.kept,
             kept_bytes: config.kept_bytes,
             kept_for: config.kept_for,

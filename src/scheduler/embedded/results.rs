@@ -47,25 +47,33 @@ pub struct ActionCache {
     /// Left with the store, which drops it when it needs room; `None` before there is a result.
     spare: Mutex<Option<Spare>>,
     this: Weak<ActionCache>,
-    names: AtomicU64,
+    /// Of results, and of files that are not in their places yet.
+    numbers: AtomicU64,
 }
 
 struct Index {
-    results: LruCache<Digest, Beside>,
+    results: LruCache<Digest, Kept>,
     /// Their bytes of disk.
     bytes: u64,
 }
 
+/// A result that is here.
+struct Kept {
+    /// No other one's, also not of the same action: which result somebody has looked at.
+    number: u64,
+    room: Beside,
+}
+
 impl Index {
     /// Takes the least recently used out, as long as there are more than so many bytes.
-    fn shrink(&mut self, most: u64) -> Vec<(Digest, Beside)> {
+    fn shrink(&mut self, most: u64) -> Vec<(Digest, Kept)> {
         let mut gone = Vec::new();
         while self.bytes > most {
-            let Some((digest, beside)) = self.results.pop_lru() else {
+            let Some((digest, kept)) = self.results.pop_lru() else {
                 break;
             };
-            self.bytes = self.bytes.saturating_sub(beside.bytes());
-            gone.push((digest, beside));
+            self.bytes = self.bytes.saturating_sub(kept.room.bytes());
+            gone.push((digest, kept));
         }
         gone
     }
@@ -118,7 +126,7 @@ impl ActionCache {
             }),
             spare: Mutex::default(),
             this: this.clone(),
-            names: AtomicU64::new(0),
+            numbers: AtomicU64::new(0),
         });
         cache.take_in(found, max_entries.get());
         Ok(cache)
@@ -152,25 +160,31 @@ impl ActionCache {
 
     /// The result of an action, if it is here and every blob that it names is still in the store.
     pub fn get(&self, action: Digest) -> Result<Option<re::ActionResult>, CasError> {
-        if self.index.lock().results.get(&action).is_none() {
+        let known = self
+            .index
+            .lock()
+            .results
+            .get(&action)
+            .map(|kept| kept.number);
+        let Some(seen) = known else {
             return Ok(None);
-        }
+        };
         let path = self.path(action);
         let bytes = match read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.remove(action);
+                self.remove(action, seen);
                 return Ok(None);
             }
             Err(error) => return Err(disk("read", &path, error)),
         };
         let Some(result) = decode(&bytes) else {
             tracing::warn!(path = %path.display(), "action cache: removed a damaged entry");
-            self.remove(action);
+            self.remove(action, seen);
             return Ok(None);
         };
         if !available(&self.store, action.function(), &result)? {
-            self.remove(action);
+            self.remove(action, seen);
             return Ok(None);
         }
         Ok(Some(result))
@@ -198,7 +212,7 @@ impl ActionCache {
         let unwritten = self
             .directory
             .join("unwritten")
-            .join(self.names.fetch_add(1, Ordering::Relaxed).to_string());
+            .join(self.numbers.fetch_add(1, Ordering::Relaxed).to_string());
         // The name and the index change together: what a name leads to is what is counted.
         let place = || {
             fs::write(&unwritten, &bytes)?;
@@ -249,9 +263,13 @@ impl ActionCache {
     /// Makes `action` the most recently used and removes what goes beyond the bound.
     fn note(&self, mut index: MutexGuard<'_, Index>, action: Digest, beside: Beside) {
         index.bytes = index.bytes.saturating_add(beside.bytes());
-        let pushed_out = index.results.push(action, beside);
-        if let Some((_, beside)) = &pushed_out {
-            index.bytes = index.bytes.saturating_sub(beside.bytes());
+        let kept = Kept {
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+            room: beside,
+        };
+        let pushed_out = index.results.push(action, kept);
+        if let Some((_, kept)) = &pushed_out {
+            index.bytes = index.bytes.saturating_sub(kept.room.bytes());
         }
         // Others may have put some at the same time.
         let mut gone = index.shrink(self.most);
@@ -279,24 +297,25 @@ impl ActionCache {
     }
 
     /// Their room ends with their files, unless there is a newer one of that name.
-    fn unlink(&self, gone: Vec<(Digest, Beside)>) {
-        for (digest, beside) in gone {
+    fn unlink(&self, gone: Vec<(Digest, Kept)>) {
+        for (digest, kept) in gone {
             let index = self.index.lock();
             if !index.results.contains(&digest) {
                 let _ = fs::remove_file(self.path(digest));
             }
             drop(index);
-            drop(beside);
+            drop(kept);
         }
     }
 
-    /// Takes a result out that is of no use, with its file if it has one.
-    fn remove(&self, action: Digest) {
+    /// Takes a result out that is of no use, with its file if it has one, unless that was replaced since it was seen.
+    fn remove(&self, action: Digest, seen: u64) {
         let mut index = self.index.lock();
-        if let Some(beside) = index.results.pop(&action) {
-            index.bytes = index.bytes.saturating_sub(beside.bytes());
+        let is = { index.results.peek(&action) }.is_some_and(|kept| kept.number == seen);
+        if is && let Some(kept) = index.results.pop(&action) {
+            index.bytes = index.bytes.saturating_sub(kept.room.bytes());
+            let _ = fs::remove_file(self.path(action));
         }
-        let _ = fs::remove_file(self.path(action));
     }
 
     fn path(&self, action: Digest) -> PathBuf {

@@ -58,6 +58,8 @@ pub struct Faults {
     pub damaged_zstd: bool,
     /// Answers of BatchReadBlobs have so many bytes of ballast.
     pub ballast: usize,
+    /// Answers of BatchUpdateBlobs have so many entries more, of nothing.
+    pub empty_entries: usize,
     /// Reads break after so many bytes, one entry a try.
     pub read_breaks: VecDeque<u64>,
     /// Reads end well after so many bytes, one entry a try.

@@ -95,6 +95,8 @@ impl ContentAddressableStorage for FaultyCas {
                 responses.push(response);
             }
         }
+        let more = responses.len() + self.state.faults.lock().empty_entries;
+        responses.resize(more, Default::default());
         if let Some(intruder) = self.state.faults.lock().intruder {
             responses.push(re::batch_update_blobs_response::Response {
                 digest: Some(intruder.to_proto()),

@@ -86,6 +86,26 @@ fn a_damaged_entry_is_a_miss() {
 }
 
 #[test]
+fn who_looked_at_a_damaged_result_leaves_the_one_that_replaced_it() {
+    let root = tempfile::tempdir().unwrap();
+    let cache = ActionCache::open(&root.path().join("ac"), 10, store(root.path())).unwrap();
+    cache.put(action(1), &result(1)).unwrap();
+    // A damaged one, of which it can be told when it is open: who opens it waits for the other end.
+    let (pipe, path) = (root.path().join("pipe"), cache.path(action(1)));
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::hard_link(&pipe, &path).unwrap();
+    std::thread::scope(|scope| {
+        let look = scope.spawn(|| cache.get(action(1)).unwrap());
+        let other_end = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+        cache.put(action(1), &result(2)).unwrap();
+        drop(other_end);
+        assert_eq!(look.join().unwrap(), None);
+    });
+    assert_eq!(cache.get(action(1)).unwrap(), Some(result(2)));
+}
+
+#[test]
 fn results_are_bounded_in_bytes_and_count_in_the_store() {
     let root = tempfile::tempdir().unwrap();
     let directory = root.path().join("ac");
