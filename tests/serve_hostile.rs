@@ -31,10 +31,15 @@ async fn send<A: Message + Default + 'static>(
 
 /// A connection of its own, on which little is on its way unread.
 async fn connection(server: &Standalone) -> Channel {
+    connection_of(server, 64 << 10).await
+}
+
+/// A connection of its own, on which as much may be unread, but little of one answer.
+async fn connection_of(server: &Standalone, unread: u32) -> Channel {
     let endpoint = tonic::transport::Endpoint::from_shared(server.address.clone()).unwrap();
     let endpoint = endpoint
         .initial_stream_window_size(64 << 10)
-        .initial_connection_window_size(64 << 10);
+        .initial_connection_window_size(unread);
     endpoint.connect().await.unwrap()
 }
 
@@ -177,6 +182,54 @@ async fn who_reads_nothing_of_an_answer_keeps_no_place() {
     // What was not taken is told to be missing, and not left out in silence.
     let error = stalled[0].message().await.unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+}
+
+/// More of them than there are places: there is no room on the connection for anything of most.
+#[tokio::test]
+async fn calls_of_one_connection_that_reads_nothing_keep_no_places() {
+    let server = standalone_with(
+        |config| config.download_idle = Duration::from_millis(200),
+        |_| {},
+    )
+    .await;
+    let (channel, asked) = (connection(&server).await, read(&server));
+    let method = format!("{CAS}/BatchReadBlobs");
+    let calls = (0..80).map(|_| send(channel.clone(), &method, asked.clone()));
+    let calls = futures::future::try_join_all(calls);
+    let mut stalled: Vec<Streaming<re::BatchReadBlobsResponse>> =
+        (tokio::time::timeout(PATIENCE, calls).await.unwrap()).unwrap();
+    let mut cas = server.cas();
+    let read = tokio::time::timeout(PATIENCE, cas.batch_read_blobs(asked)).await;
+    assert_eq!(read.unwrap().unwrap().into_inner().responses.len(), 1);
+    // The client learns of it as soon as it reads; the last ones are not late yet.
+    let ends = stalled.iter_mut().map(|answer| answer.message());
+    let ends = tokio::time::timeout(PATIENCE, futures::future::join_all(ends)).await;
+    let late = ends.unwrap().into_iter().filter_map(Result::err);
+    let late: Vec<_> = late.map(|late| late.code()).collect();
+    assert!(late.len() >= 80 - 64, "{late:?}");
+    assert!(late.iter().all(|code| *code == Code::DeadlineExceeded));
+}
+
+#[tokio::test]
+async fn an_answer_waits_while_its_connection_takes_others() {
+    let idle = Duration::from_secs(1);
+    let server = standalone_with(|config| config.download_idle = idle, |_| {}).await;
+    let channel = connection_of(&server, 1 << 20).await;
+    let method = format!("{CAS}/BatchReadBlobs");
+    let stalled = send(channel.clone(), &method, read(&server)).await;
+    let mut stalled: Streaming<re::BatchReadBlobsResponse> = stalled.unwrap();
+    let other = bs::ReadRequest {
+        resource_name: format!("blobs/{}", server.keep(&noise(1 << 20))),
+        ..Default::default()
+    };
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < idle * 5 / 2 {
+        let mut bytes = bs::byte_stream_client::ByteStreamClient::new(channel.clone());
+        let mut taken = bytes.read(other.clone()).await.unwrap().into_inner();
+        while taken.message().await.unwrap().is_some() {}
+    }
+    let message = stalled.message().await.unwrap().unwrap();
+    assert_eq!(message.responses[0].data.len(), 1 << 20);
 }
 
 #[tokio::test]

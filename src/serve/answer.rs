@@ -5,7 +5,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,10 +15,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
+use super::taken::{Pace, Taken};
+
 /// What the transport is given at a time, in bytes.
 const PIECE: usize = 32 << 10;
-/// What a client takes at least within the time that it may be idle, in bytes, if there is something to take.
-const LEAST: u64 = 128 << 10;
+/// The largest message of which all stays in memory while the transport has a piece, in bytes; pieces of others are copied.
+const SHARED: usize = 512 << 10;
 
 /// The body of an answer.
 pub(super) struct Answer<R>(Kind<R>);
@@ -28,67 +29,76 @@ enum Kind<R> {
     /// One that holds nothing worth a watch.
     Free(R),
     Held {
-        held: Arc<Held<R>>,
+        rest: Shared<R>,
         idle: Duration,
-        watch: Option<JoinHandle<()>>,
+        watch: JoinHandle<()>,
         /// The client has been told that it took too long.
         told: bool,
     },
 }
 
-struct Held<R> {
-    /// Until the client has taken too long.
-    rest: Mutex<Option<Rest<R>>>,
-    /// Bytes.
-    taken: AtomicU64,
-    /// The transport waits for more, and not for the client.
-    wanted: AtomicBool,
-}
+/// Empty once the client has taken too long. What decides on that is looked at and changed while it is locked: nothing is taken
+/// from a transport that waits for it, and would never be woken.
+type Shared<R> = Arc<Mutex<Option<Rest<R>>>>;
 
 /// What has not been handed on.
 struct Rest<R> {
     body: R,
     piece: Bytes,
-    /// Given back with the last of a message.
+    /// That is a part of a large message.
+    large: bool,
+    /// Of one message: given back with the last of it.
     place: Option<OwnedSemaphorePermit>,
-    /// There may be many messages.
-    stream: bool,
+    /// Until nothing is held that is worth a watch.
+    pace: Option<Pace>,
 }
 
-impl<R: Body> Answer<R> {
+impl<R> Answer<R>
+where
+    R: Body<Data = Bytes> + Send + Unpin + 'static,
+{
     /// An answer that holds nothing.
     pub(super) fn free(body: R) -> Self {
         Answer(Kind::Free(body))
     }
 
-    /// One message of a call that keeps `place`. A client may take nothing of it for as long as `idle`.
-    pub(super) fn message(body: R, place: OwnedSemaphorePermit, idle: Duration) -> Self {
-        Answer::held(body, Some(place), idle)
+    /// One message of a call that keeps `place`, on a connection of which a client may take nothing for as long as `idle`.
+    pub(super) fn message(
+        body: R,
+        place: OwnedSemaphorePermit,
+        connection: Taken,
+        idle: Duration,
+    ) -> Self {
+        Answer::held(body, Some(place), connection, idle)
     }
 
-    /// A stream of messages that holds what it is made of, of which a client may take nothing for as long as `idle`.
-    pub(super) fn stream(body: R, idle: Duration) -> Self {
-        Answer::held(body, None, idle)
+    /// A stream of messages that holds what it is made of, on a connection of which a client may take nothing for as long as
+    /// `idle`.
+    pub(super) fn stream(body: R, connection: Taken, idle: Duration) -> Self {
+        Answer::held(body, None, connection, idle)
     }
 
-    fn held(body: R, place: Option<OwnedSemaphorePermit>, idle: Duration) -> Self {
+    fn held(
+        body: R,
+        place: Option<OwnedSemaphorePermit>,
+        connection: Taken,
+        idle: Duration,
+    ) -> Self {
         if body.is_end_stream() {
             return Answer::free(body);
         }
-        let rest = Rest {
+        let rest = Arc::new(Mutex::new(Some(Rest {
             body,
             piece: Bytes::new(),
-            stream: place.is_none(),
+            large: false,
+            pace: Some(Pace::new(connection, idle, place.is_some())),
             place,
-        };
+        })));
         Answer(Kind::Held {
-            held: Arc::new(Held {
-                rest: Mutex::new(Some(rest)),
-                taken: AtomicU64::new(0),
-                wanted: AtomicBool::new(true),
-            }),
+            // At once: a transport without room need not ask for anything.
+            watch: tokio::spawn(give_up(rest.clone())),
+            rest,
             idle,
-            watch: None,
             told: false,
         })
     }
@@ -102,20 +112,18 @@ impl<R: Body<Data = Bytes> + Unpin> Rest<R> {
                 end => return Poll::Ready(end),
             };
             match frame.into_data() {
-                Ok(data) => self.piece = data,
+                Ok(data) => (self.large, self.piece) = (data.len() > SHARED, data),
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
             }
         }
-        let next = self.piece.split_to(self.piece.len().min(PIECE));
-        if self.piece.is_empty() {
-            self.place = None;
+        let mut next = self.piece.split_to(self.piece.len().min(PIECE));
+        if self.large {
+            next = Bytes::copy_from_slice(&next);
+        }
+        if self.piece.is_empty() && self.place.take().is_some() {
+            self.pace = None;
         }
         Poll::Ready(Some(Ok(Frame::data(next))))
-    }
-
-    /// Whether it is worth watching that the client takes it.
-    fn holds(&self) -> bool {
-        self.stream || !self.piece.is_empty()
     }
 }
 
@@ -130,16 +138,13 @@ where
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, R::Error>>> {
-        let (held, idle, watch, told) = match &mut self.0 {
+        let (rest, idle, told) = match &mut self.0 {
             Kind::Free(body) => return Pin::new(body).poll_frame(context),
             Kind::Held {
-                held,
-                idle,
-                watch,
-                told,
-            } => (held, *idle, watch, told),
+                rest, idle, told, ..
+            } => (rest, *idle, told),
         };
-        let mut rest = held.rest.lock();
+        let mut rest = rest.lock();
         let Some(rest) = &mut *rest else {
             return Poll::Ready(match std::mem::replace(told, true) {
                 true => None,
@@ -147,13 +152,11 @@ where
             });
         };
         let polled = rest.poll(context);
-        held.wanted.store(polled.is_pending(), Ordering::Relaxed);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-        {
-            held.taken.fetch_add(data.len() as u64, Ordering::Relaxed);
-            if watch.is_none() && rest.holds() {
-                *watch = Some(tokio::spawn(give_up(held.clone(), idle)));
+        if let Some(pace) = &mut rest.pace {
+            match &polled {
+                Poll::Pending => pace.wanted(),
+                Poll::Ready(Some(Ok(frame))) => pace.took(frame.data_ref().map_or(0, Bytes::len)),
+                Poll::Ready(_) => rest.pace = None,
             }
         }
         polled
@@ -162,8 +165,9 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Free(body) => body.is_end_stream(),
-            Kind::Held { held, .. } => (held.rest.lock().as_ref())
-                .is_some_and(|r| r.piece.is_empty() && r.body.is_end_stream()),
+            Kind::Held { rest, .. } => {
+                (rest.lock().as_ref()).is_some_and(|r| r.piece.is_empty() && r.body.is_end_stream())
+            }
         }
     }
 
@@ -183,11 +187,10 @@ impl<R: Default> Default for Answer<R> {
 
 impl<R> Drop for Answer<R> {
     fn drop(&mut self) {
-        if let Kind::Held {
-            watch: Some(watch), ..
-        } = &self.0
-        {
+        if let Kind::Held { rest, watch, .. } = &self.0 {
+            // The task is ended by the runtime, not at once.
             watch.abort();
+            rest.lock().take();
         }
     }
 }
@@ -195,7 +198,7 @@ impl<R> Drop for Answer<R> {
 /// What a client is told that took too long.
 fn late(idle: Duration) -> Frame<Bytes> {
     let late = Status::deadline_exceeded(format!(
-        "hardly anything of the answer was taken for {} s; ask again for what is missing",
+        "too little of the answer was taken for {} s or longer; ask again for what is missing",
         idle.as_secs_f32()
     ));
     let mut trailers = http::HeaderMap::new();
@@ -206,128 +209,23 @@ fn late(idle: Duration) -> Frame<Bytes> {
     Frame::trailers(trailers)
 }
 
-/// Lets go of an answer of which nothing is taken.
-async fn give_up<R>(held: Arc<Held<R>>, idle: Duration) {
-    let mut before = held.taken.load(Ordering::Relaxed);
+/// Lets go of an answer that is not taken.
+async fn give_up<R>(shared: Shared<R>) {
     loop {
-        tokio::time::sleep(idle).await;
-        let now = held.taken.load(Ordering::Relaxed);
-        if !held.wanted.load(Ordering::Relaxed) && now - before < LEAST {
-            held.rest.lock().take();
-            return;
-        }
-        before = now;
+        let left = {
+            let mut rest = shared.lock();
+            let Some(pace) = rest.as_mut().and_then(|rest| rest.pace.as_mut()) else {
+                return;
+            };
+            let Some(left) = pace.left() else {
+                *rest = None;
+                return;
+            };
+            left
+        };
+        tokio::time::sleep(left).await;
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use http_body_util::{BodyExt, Full, StreamBody};
-    use tokio::sync::Semaphore;
-
-    const IDLE: Duration = Duration::from_secs(60);
-
-    fn answer(places: &Arc<Semaphore>, len: usize) -> Answer<Full<Bytes>> {
-        let place = places.clone().try_acquire_owned().unwrap();
-        Answer::message(Full::new(vec![7; len].into()), place, IDLE)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_place_is_kept_until_the_last_piece_is_taken() {
-        let places = Arc::new(Semaphore::new(1));
-        let mut answer = answer(&places, 3 * PIECE - 1);
-        for left in [2, 1, 0] {
-            assert_eq!(places.available_permits(), 0);
-            tokio::time::sleep(IDLE / 4).await;
-            let piece = answer.frame().await.unwrap().unwrap().into_data().unwrap();
-            assert_eq!(piece.len(), if left > 0 { PIECE } else { PIECE - 1 });
-        }
-        assert_eq!(places.available_permits(), 1);
-        assert!(answer.frame().await.is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_takes_nothing_loses_the_rest() {
-        let places = Arc::new(Semaphore::new(1));
-        let mut answer = answer(&places, 2 * PIECE);
-        answer.frame().await.unwrap().unwrap();
-        tokio::time::sleep(IDLE * 3).await;
-        assert_eq!(places.available_permits(), 1);
-        let Kind::Held { held, .. } = &answer.0 else {
-            unreachable!()
-        };
-        assert!(held.rest.lock().is_none());
-        let told = answer.frame().await.unwrap().unwrap();
-        let status = Status::from_header_map(told.trailers_ref().unwrap()).unwrap();
-        assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
-        assert!(
-            status.message().contains("of the answer was taken"),
-            "{status}"
-        );
-        assert!(answer.frame().await.is_none());
-    }
-
-    /// Messages of a byte, and what the stream holds.
-    fn stream(
-        count: usize,
-    ) -> (
-        Answer<impl Body<Data = Bytes, Error = Status> + Unpin>,
-        Arc<()>,
-    ) {
-        let holds = Arc::new(());
-        let held = holds.clone();
-        let frames = std::iter::repeat_n(b"x", count).map(move |byte| {
-            let _ = &held;
-            Ok(Frame::data(Bytes::from_static(byte)))
-        });
-        let body = StreamBody::new(futures::stream::iter(frames));
-        (Answer::stream(body, IDLE), holds)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_stream_of_small_messages_holds_nothing_once_it_was_given_up() {
-        let (mut answer, holds) = stream(2);
-        answer.frame().await.unwrap().unwrap();
-        assert_eq!(Arc::strong_count(&holds), 2);
-        tokio::time::sleep(IDLE * 2).await;
-        assert_eq!(Arc::strong_count(&holds), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_byte_a_minute_is_too_little_where_there_is_more() {
-        let (mut answer, holds) = stream(20);
-        for _ in 0..4 {
-            answer.frame().await;
-            tokio::time::sleep(IDLE * 2 / 3).await;
-        }
-        assert_eq!(Arc::strong_count(&holds), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_waits_for_more_may_wait_for_long() {
-        let (send, receive) = futures::channel::mpsc::unbounded::<Result<Frame<Bytes>, Status>>();
-        let mut answer = Answer::stream(StreamBody::new(receive), IDLE);
-        for _ in 0..3 {
-            send.unbounded_send(Ok(Frame::data(Bytes::from_static(b"x"))))
-                .unwrap();
-            assert!(answer.frame().await.unwrap().unwrap().is_data());
-            assert!(
-                tokio::time::timeout(IDLE * 3, answer.frame())
-                    .await
-                    .is_err()
-            );
-        }
-    }
-
-    #[tokio::test]
-    async fn an_answer_that_is_dropped_leaves_nothing() {
-        let places = Arc::new(Semaphore::new(1));
-        let mut answer = answer(&places, 2 * PIECE);
-        answer.frame().await.unwrap().unwrap();
-        drop(answer);
-        // The task that watched is ended by the runtime, not at once.
-        let place = tokio::time::timeout(IDLE / 2, places.acquire()).await;
-        assert!(place.is_ok());
-    }
-}
+mod tests;

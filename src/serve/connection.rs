@@ -11,11 +11,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
+use super::taken::Taken;
+
 /// One connection, of either kind.
 pub(super) struct Connection {
     wire: Wire,
     /// Until the client has said that it is one.
     greeting: Option<Greeting>,
+    taken: Taken,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -50,15 +53,26 @@ impl Connection {
         Connection {
             wire,
             greeting: Some(Greeting::within(greeting)),
+            taken: Taken::default(),
             _permit: permit,
         }
+    }
+
+    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.taken.add(bytes);
+        }
+        written
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
+    /// With each request that comes in here.
+    type ConnectInfo = Taken;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Taken {
+        self.taken.clone()
+    }
 }
 
 impl AsyncRead for Connection {
@@ -91,10 +105,11 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.wire {
+        let written = match &mut self.wire {
             Wire::Tcp(stream) => Pin::new(stream).poll_write(context, data),
             Wire::Unix(stream) => Pin::new(stream).poll_write(context, data),
-        }
+        };
+        self.count(written)
     }
 
     fn poll_write_vectored(
@@ -102,10 +117,11 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.wire {
+        let written = match &mut self.wire {
             Wire::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, data),
             Wire::Unix(stream) => Pin::new(stream).poll_write_vectored(context, data),
-        }
+        };
+        self.count(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body::Body;
 use tokio::sync::Semaphore;
 use tonic::Status;
 use tower::{Layer, Service};
 
 use super::answer::Answer;
+use super::taken::Taken;
 
 /// Calls with large requests or answers that run at a time.
 const CALLS: usize = 64;
@@ -73,7 +75,7 @@ where
     S::Future: Send + 'static,
     S::Error: Send,
     B: Send + 'static,
-    R: Body + Default + Send,
+    R: Body<Data = Bytes> + Default + Send + Unpin + 'static,
 {
     type Response = http::Response<Answer<R>>;
     type Error = S::Error;
@@ -86,12 +88,14 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let path = request.uri().path();
         let is_one_of = |methods: &[&str]| methods.iter().any(|method| path.ends_with(method));
+        let connection = request.extensions().get::<Taken>().cloned();
+        let (connection, idle) = (connection.unwrap_or_default(), self.idle);
         if !is_one_of(&HEAVY) {
-            let (streams, idle) = (is_one_of(&STREAMS), self.idle);
+            let streams = is_one_of(&STREAMS);
             let answered = self.inner.call(request);
             return Box::pin(async move {
                 Ok(answered.await?.map(|body| match streams {
-                    true => Answer::stream(body, idle),
+                    true => Answer::stream(body, connection, idle),
                     false => Answer::free(body),
                 }))
             });
@@ -99,14 +103,16 @@ where
         // The service that was polled ready takes the call; its clone waits for the next one.
         let clone = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, clone);
-        let (calls, idle) = (self.calls.clone(), self.idle);
+        let calls = self.calls.clone();
         Box::pin(async move {
             let Ok(place) = calls.acquire_owned().await else {
                 let closed = Status::unavailable("the server is stopping");
                 return Ok(closed.into_http());
             };
             match tokio::time::timeout(PATIENCE, ready.call(request)).await {
-                Ok(answered) => Ok(answered?.map(|body| Answer::message(body, place, idle))),
+                Ok(answered) => {
+                    Ok(answered?.map(|body| Answer::message(body, place, connection, idle)))
+                }
                 Err(_) => {
                     let late = Status::deadline_exceeded(format!(
                         "the call took longer than {} s",

@@ -31,6 +31,7 @@ mod get_tree;
 mod listen;
 mod pieces;
 mod request;
+mod taken;
 
 use std::future::Future;
 use std::sync::Arc;
