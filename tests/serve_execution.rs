@@ -581,33 +581,6 @@ async fn a_full_queue_refuses() {
 }
 
 #[tokio::test]
-async fn what_waits_keeps_no_more_than_a_part_of_the_store_from_eviction() {
-    // Of a GiB.
-    let server = standalone_with(|_| {}, |_| {}).await;
-    let of = |name: &str, size| {
-        let mut command = sha(name.as_bytes()).to_proto();
-        command.size_bytes = size;
-        let action = re::Action {
-            command_digest: Some(command),
-            input_root_digest: Some(sha(b"").to_proto()),
-            ..Default::default()
-        };
-        request(server.keep(&action.encode_to_vec()))
-    };
-    let mut one = execute(&server, of("1", 60 << 20)).await.unwrap();
-    let _two = execute(&server, of("2", 60 << 20)).await.unwrap();
-    let error = execute(&server, of("3", 60 << 20)).await.unwrap_err();
-    assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
-    // This one is told that it is too large when its turn comes, and is not kept until then.
-    let _large = execute(&server, of("4", 1 << 40)).await.unwrap();
-    let _small = execute(&server, of("5", 100)).await.unwrap();
-    let name = next(&mut one).await.name;
-    let cancel = CancelOperationRequest { name };
-    { server.operations().cancel_operation(cancel).await }.unwrap();
-    let _three = execute(&server, of("3", 60 << 20)).await.unwrap();
-}
-
-#[tokio::test]
 async fn silence_is_broken_so_that_no_proxy_cuts_the_stream() {
     let server = standalone_with(
         |config| config.keep_alive = Duration::from_millis(10),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::LocalStore;
+use super::files::disk_size;
 use super::index::Slot;
 use crate::reapi::Digest;
 
@@ -10,6 +11,14 @@ use crate::reapi::Digest;
 pub struct Pins {
     store: Arc<LocalStore>,
     slots: Vec<Slot>,
+    bytes: u64,
+}
+
+impl Pins {
+    /// Bytes of disk that they take when all of them are here.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
 }
 
 impl LocalStore {
@@ -18,10 +27,13 @@ impl LocalStore {
     pub fn pin(self: &Arc<Self>, digests: impl IntoIterator<Item = Digest>) -> Pins {
         // Outside the lock: the iterator is somebody else's code.
         let digests: Vec<Digest> = digests.into_iter().collect();
+        let sizes = digests.iter().map(|digest| disk_size(digest.size()));
+        let bytes = sizes.fold(0, u64::saturating_add);
         let mut index = self.index.lock();
         Pins {
             slots: digests.into_iter().map(|d| index.pin(d)).collect(),
             store: Arc::clone(self),
+            bytes,
         }
     }
 }

@@ -10,6 +10,7 @@
 //! * Nothing survives a restart: clients ask again, and find what was cached.
 
 mod inline;
+mod keep;
 mod operation;
 mod queue;
 mod references;
@@ -40,11 +41,9 @@ pub use results::{ActionCache, MAX_RESULT};
 pub use streams::{Follower, LiveStreams, StreamError, StreamSink, WINDOW};
 pub use submit::{Submission, SubmitError};
 
+use keep::Keeping;
 use operation::{stderr_stream, stdout_stream};
 use queue::{Bounds, JobId, Queue, complete_metadata};
-
-/// The part of the store's size that Actions and Commands may take which stay there for operations that have not ended.
-const OPEN_SHARE: u64 = 8;
 
 /// How much the scheduler takes on, and for how long it remembers.
 #[derive(Clone, Debug)]
@@ -88,6 +87,7 @@ pub struct Embedded {
     config: EmbeddedConfig,
     store: Arc<LocalStore>,
     cache: Arc<ActionCache>,
+    keeping: Keeping,
     streams: LiveStreams,
     state: Mutex<State>,
     /// Something changed that `next` may be waiting for.
@@ -113,7 +113,6 @@ impl Embedded {
         let bounds = Bounds {
             open: config.max_open,
             open_bytes: config.max_open_bytes,
-            pinned_bytes: store.high_water() / OPEN_SHARE,
             kept: config.kept,
             kept_bytes: config.kept_bytes,
             kept_for: config.kept_for,
@@ -122,6 +121,7 @@ impl Embedded {
         Arc::new_cyclic(|me| Embedded {
             me: me.clone(),
             config,
+            keeping: Keeping::of(&store),
             store,
             cache,
             streams: LiveStreams::default(),
@@ -310,7 +310,10 @@ impl Scheduler for Embedded {
         {
             tracing::warn!(action = %job.digest, attempt = job.attempts, why, "the worker failed; trying again");
             // One that did not come so far says nothing of them.
-            job.inputs = finished.inputs.take().or(job.inputs.take());
+            if let Some(inputs) = finished.inputs.take() {
+                job.inputs = None;
+                job.inputs = self.keeping.keep(inputs);
+            }
             state.queue.enqueue(id);
             drop(state);
             self.news.notify_one();

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::watch;
 
+use super::keep::Kept;
 use super::operation::{End, Stage, View};
-use crate::cas::Pins;
 use crate::reapi::proto::re;
 use crate::reapi::{Digest, time};
 
@@ -25,8 +25,6 @@ pub(super) type JobId = u64;
 pub(super) struct Bounds {
     pub(super) open: usize,
     pub(super) open_bytes: usize,
-    /// Of the store's disk.
-    pub(super) pinned_bytes: u64,
     pub(super) kept: usize,
     pub(super) kept_bytes: usize,
     pub(super) kept_for: Duration,
@@ -50,15 +48,10 @@ pub(super) struct Job {
     priority: i32,
     operations: Vec<String>,
     bytes: usize,
-    messages: Messages,
+    /// What each attempt begins with.
+    _messages: Option<Kept>,
     /// What the next attempt needs of what the last one had.
-    pub(super) inputs: Option<Arc<Pins>>,
-}
-
-/// What each attempt begins with, and bytes of the store's disk that it keeps from eviction.
-pub(super) struct Messages {
-    pub(super) _pins: Pins,
-    pub(super) bytes: u64,
+    pub(super) inputs: Option<Kept>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +85,6 @@ pub(super) struct Queue {
     revoked: VecDeque<String>,
     open: usize,
     open_bytes: usize,
-    pinned_bytes: u64,
     kept: VecDeque<(Instant, String, usize)>,
     kept_bytes: usize,
 }
@@ -117,7 +109,6 @@ impl Queue {
             revoked: VecDeque::new(),
             open: 0,
             open_bytes: 0,
-            pinned_bytes: 0,
             kept: VecDeque::new(),
             kept_bytes: 0,
         }
@@ -163,17 +154,12 @@ impl Queue {
         request: Request,
         action: Bytes,
         do_not_cache: bool,
-        messages: Messages,
+        messages: Option<Kept>,
     ) -> Result<(JobId, watch::Receiver<View>), Refused> {
         let bytes = action.len()
             + request.origin.as_ref().map_or(0, Message::encoded_len)
             + std::mem::size_of::<Job>();
-        let pinned_bytes = self.pinned_bytes.saturating_add(messages.bytes);
-        if self.open >= self.bounds.open
-            || self.open_bytes + bytes > self.bounds.open_bytes
-            // One is taken always: it could not be taken later either.
-            || (self.pinned_bytes > 0 && pinned_bytes > self.bounds.pinned_bytes)
-        {
+        if self.open >= self.bounds.open || self.open_bytes + bytes > self.bounds.open_bytes {
             return Err(Refused::Full);
         }
         let id = self.next_job;
@@ -205,12 +191,11 @@ impl Queue {
                 priority: request.priority,
                 operations: vec![name.to_owned()],
                 bytes,
-                messages,
+                _messages: messages,
                 inputs: None,
             },
         );
         self.open_bytes += bytes;
-        self.pinned_bytes = pinned_bytes;
         Ok((id, self.add_operation(name, id, view)))
     }
 
@@ -354,7 +339,6 @@ impl Queue {
             self.in_flight.remove(&job.digest);
         }
         self.open_bytes -= job.bytes;
-        self.pinned_bytes -= job.messages.bytes;
         Some(job)
     }
 

@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use super::Embedded;
 use super::operation::{End, Watch};
-use super::queue::{JobId, Messages, Refused, Request};
-use crate::action::bounds::{self, MAX_ACTION, MAX_COMMAND};
-use crate::cas::{CasError, disk_size};
+use super::queue::{JobId, Refused, Request};
+use crate::action::bounds::{self, MAX_ACTION};
+use crate::cas::CasError;
 use crate::reapi::Digest;
 use crate::reapi::proto::{re, rpc};
 use crate::reapi::status::{MissingBlob, missing_blobs, ok, status};
@@ -38,7 +38,7 @@ pub enum SubmitError {
     Draining,
     /// Too much waits already.
     #[error(
-        "{open} operations wait already, which is as much as this server takes; try again later"
+        "{open} operations wait already, which is as many as this server takes; try again later"
     )]
     Full {
         /// Operations that have not ended.
@@ -165,15 +165,8 @@ impl Embedded {
         }
         // An attempt that fails for want of room is followed by one for which room was made.
         let command = Digest::from_proto(request.digest.function(), action.command_digest.as_ref());
-        // One that is larger than any that is taken fails in the end, and keeps nothing until then.
-        let command = command.ok().filter(|command| command.size() <= MAX_COMMAND);
-        let messages = [request.digest].into_iter().chain(command);
-        let messages = Messages {
-            bytes: { messages.clone() }
-                .map(|digest| disk_size(digest.size()))
-                .sum(),
-            _pins: self.store.pin(messages),
-        };
+        let messages = [request.digest].into_iter().chain(command.ok());
+        let messages = self.keeping.messages(&self.store, messages);
         let mut state = self.lock();
         if state.drain.is_some() {
             return Err(SubmitError::Draining);
