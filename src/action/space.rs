@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::Ending;
 use super::looks::Looks;
@@ -40,8 +41,8 @@ enum Seen {
 }
 
 /// Makes room for what is to be staged and run, if less is free than is to stay free.
-pub(super) async fn make(store: &Arc<LocalStore>) {
-    settled(store).await;
+pub(super) async fn make(store: &Arc<LocalStore>, cancel: &CancellationToken) {
+    settled(store, cancel).await;
     if store
         .look()
         .is_some_and(|free| needs_room(free.above_floor, 0))
@@ -85,12 +86,15 @@ fn pin(store: &Arc<LocalStore>, tree: &Tree) -> Pins {
 
 /// Waits, but not for long, while what another action has filled the disk with is being removed: a command that began meanwhile could
 /// find the disk full, and nobody would see it.
-async fn settled(store: &Arc<LocalStore>) {
+async fn settled(store: &Arc<LocalStore>, cancel: &CancellationToken) {
     let from = Instant::now();
     let recently = from.checked_sub(PAUSE).unwrap_or(from);
     let (mut most, mut still) = (0, 0);
     while store.was_disk_full_since(recently) && from.elapsed() < PAUSE && still < 5 {
-        tokio::time::sleep(SETTLING).await;
+        let sleep = tokio::time::sleep(SETTLING);
+        if cancel.run_until_cancelled(sleep).await.is_none() {
+            return;
+        }
         let free = store.look().map_or(0, |free| free.bytes);
         still = if free > most { 0 } else { still + 1 };
         most = most.max(free);
@@ -102,9 +106,10 @@ async fn settled(store: &Arc<LocalStore>) {
 pub(super) async fn kept<T>(
     store: &Arc<LocalStore>,
     inputs: Option<&Arc<Tree>>,
+    cancel: &CancellationToken,
     run: impl Future<Output = T>,
 ) -> (T, Disk) {
-    settled(store).await;
+    settled(store, cancel).await;
     let begun = Instant::now();
     let mut disk = Disk::default();
     let before = store.look().map(|free| free.bytes);

@@ -8,7 +8,7 @@ use rustix::fs::StatVfs;
 use super::{CasError, LocalStore, disk};
 
 /// A file system with less than this free is full: the last blocks may be somebody's already.
-const FULL: u64 = 256 << 10;
+pub(super) const FULL: u64 = 256 << 10;
 
 /// What one look has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::path::Arg;
 
 use super::files::disk_size;
+use super::free::FULL;
 use super::names::BlobName;
 use super::vain::Vain;
 use super::{CasError, LocalStore, disk};
@@ -33,6 +34,14 @@ pub(super) struct Floor {
     promised: AtomicU64,
     allowed: AtomicU64,
     vain: Vain,
+}
+
+/// What an eviction took, in bytes of disk.
+#[derive(Default)]
+pub(super) struct Evicted {
+    pub(super) bytes: u64,
+    /// Those of them that others have still: nothing is freed by them.
+    linked: u64,
 }
 
 /// Disk bytes promised to a file that is being written; counted as taken until dropped.
@@ -208,7 +217,7 @@ impl LocalStore {
     /// nothing can be evicted.
     pub fn make_room(&self, bytes: u64) -> u64 {
         let some_more = (self.usage().disk / 64).min(MOST_UNCHECKED);
-        self.evict(disk_size(bytes).saturating_add(some_more))
+        self.evict(disk_size(bytes).saturating_add(some_more)).bytes
     }
 
     fn fits_at_all(&self, bytes: u64) -> Result<(), CasError> {
@@ -269,9 +278,9 @@ impl LocalStore {
         }
     }
 
-    /// Evicts about `bytes` of what is on disk; returns how many there were to evict.
-    pub(super) fn evict(&self, bytes: u64) -> u64 {
-        let mut freed: u64 = 0;
+    /// Evicts about `bytes` of what is on disk.
+    pub(super) fn evict(&self, bytes: u64) -> Evicted {
+        let (mut freed, mut linked): (u64, u64) = (0, 0);
         let mut gone = self.spares.gone();
         while freed < bytes {
             let mut index = self.index.lock();
@@ -288,15 +297,20 @@ impl LocalStore {
                 freed = freed.saturating_add(before.saturating_sub(after));
                 continue;
             }
-            parking_lot::MutexGuard::unlocked(&mut index, || self.unlink(&victims));
+            let unlink = || linked += self.unlink(&victims);
+            parking_lot::MutexGuard::unlocked(&mut index, unlink);
             for (slot, _, _) in victims {
                 index.set_claimed(slot, false);
             }
             self.released.notify_all();
         }
-        freed
+        Evicted {
+            bytes: freed,
+            linked,
+        }
     }
 
+    /// Returns how many bytes of disk others still have.
     fn unlink(
         &self,
         victims: &[(
@@ -304,11 +318,16 @@ impl LocalStore {
             crate::reapi::Digest,
             super::files::Files,
         )],
-    ) {
+    ) -> u64 {
+        let mut linked = 0;
         for &(_, digest, files) in victims {
             let blobs = self.layout.blobs(digest.function(), files.unverified());
             for kind in files.kinds() {
                 let name = BlobName::new(digest, kind);
+                let stat = rustix::fs::statat(blobs, name.path(), AtFlags::SYMLINK_NOFOLLOW);
+                if stat.is_ok_and(|stat| stat.st_nlink > 1) {
+                    linked += disk_size(digest.size());
+                }
                 match rustix::fs::unlinkat(blobs, name.path(), AtFlags::empty()) {
                     Ok(()) | Err(Errno::NOENT) => {}
                     // It is out of the index all the same; the next open finds it again.
@@ -318,6 +337,7 @@ impl LocalStore {
         }
         let evicted = victims.len() as u64;
         self.counters.evicted.fetch_add(evicted, Ordering::Relaxed);
+        linked
     }
 
     /// Evicts while the file system has less free space than it is to keep. Free space is looked
@@ -368,8 +388,7 @@ impl LocalStore {
         let unwritten = { self.index.lock().promised.unwritten() }.saturating_add(ahead);
         let wanted = self.config.free_floor.saturating_add(unwritten);
         let mut free = self.free_space()?;
-        let (before, gone) = (free, self.spares.gone());
-        let mut went = false;
+        let mut all = Evicted::default();
         // What is evicted may not free anything, if it is open or linked elsewhere: three tries,
         // not the whole cache.
         for _ in 0..3 {
@@ -378,16 +397,16 @@ impl LocalStore {
             }
             let some_more = (self.usage().disk / 64).min(MOST_UNCHECKED / 4);
             let evicted = self.evict((wanted - free).saturating_add(some_more));
+            all.bytes += evicted.bytes;
+            all.linked += evicted.linked;
             // What was spared may have gone with other files than the store's.
             free = self.free_space()?;
-            if evicted == 0 {
+            if evicted.bytes == 0 {
                 break;
             }
-            went = true;
         }
-        if went || self.spares.gone() != gone {
-            self.floor.vain.evicted(free > before, Instant::now());
-        }
+        let in_vain = all.bytes > 0 && (free < FULL || all.linked > all.bytes / 2);
+        self.floor.vain.looked(in_vain, Instant::now());
         if free < wanted {
             return Err(CasError::Full {
                 needed: bytes,

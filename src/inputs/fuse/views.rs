@@ -151,8 +151,11 @@ impl Kept {
         let Some(mut mounted) = self.mounted.try_lock_for(GLANCE) else {
             return;
         };
-        self.wanted.store(false, Ordering::SeqCst);
+        // Else what is there now may be what another wanted at the same time.
         let taken = mounted.take_if(|mounted| mounted.at == at);
+        if taken.is_some() {
+            self.wanted.store(false, Ordering::SeqCst);
+        }
         drop(mounted);
         if let Some(mounted) = taken {
             self.places.take_off(mounted.at);
