@@ -179,7 +179,7 @@ impl Runner {
         let root = self.roots[journey.slot].clone();
         let hold = Some(Arc::new(root.lock_owned().await));
         let begun = Instant::now();
-        space::make(self.parts.cas.local(), &journey.cancel).await;
+        space::make(self.parts.cas.local(), journey.cancel).await;
         let request = StageRequest {
             name: format!("{}-{}", journey.slot, uuid::Uuid::new_v4().simple()),
             tree: resolved.tree.clone(),
@@ -255,7 +255,7 @@ impl Runner {
         let store = self.parts.cas.local();
         // A source would give them again.
         let inputs = Some(&resolved.tree).filter(|_| !self.parts.cas.has_source());
-        let (outcome, disk) = space::kept(store, inputs, &journey.cancel, run).await;
+        let (outcome, disk) = space::kept(store, inputs, journey.cancel, run).await;
         let outcome = outcome.map_err(|e| Ending::Infrastructure(e.to_string()))?;
         let (told, kept) = space::tell(store, inputs, disk, &outcome).await;
         journey.inputs = kept;
