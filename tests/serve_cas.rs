@@ -351,7 +351,12 @@ async fn who_takes_no_page_of_a_tree_keeps_no_place() {
             }
         });
     }
-    assert!(ends.contains(&Code::DeadlineExceeded), "{ends:?}");
+    assert!(ends.iter().any(|code| is_cut_off(*code)), "{ends:?}");
+}
+
+/// Its connection was closed; not all clients have a code for that.
+fn is_cut_off(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::Unknown)
 }
 
 /// It would keep its place from others as long as it likes.
@@ -716,12 +721,10 @@ async fn a_download_that_nobody_takes_gives_its_place_up() {
         resource_name: format!("blobs/{}", sha(&data)),
         ..Default::default()
     };
-    let mut stalled = server
-        .bytes()
-        .read(request.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let channel = tonic::transport::Endpoint::from_shared(server.address.clone()).unwrap();
+    let mut other = bs::byte_stream_client::ByteStreamClient::new(channel.connect().await.unwrap());
+    let stalled = other.read(request.clone()).await.unwrap();
+    let mut stalled = stalled.into_inner();
     // There is one place, and the first one has it until it is dropped.
     let mut bytes = server.bytes();
     let second = async {
@@ -734,7 +737,7 @@ async fn a_download_that_nobody_takes_gives_its_place_up() {
     };
     let size = tokio::time::timeout(PATIENCE, second).await.unwrap();
     assert_eq!(size, data.len());
-    // What was not taken is told to be missing, and not left out in silence.
+    // What was not taken is not left out in silence: its connection, of which nothing else was read, is closed.
     let error = loop {
         match stalled.message().await {
             Ok(Some(_)) => {}
@@ -742,7 +745,7 @@ async fn a_download_that_nobody_takes_gives_its_place_up() {
             Err(error) => break error,
         }
     };
-    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    assert!(is_cut_off(error.code()), "{error}");
 }
 
 #[tokio::test]

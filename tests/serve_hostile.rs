@@ -179,9 +179,14 @@ async fn who_reads_nothing_of_an_answer_keeps_no_place() {
     let mut cas = server.cas();
     let read = tokio::time::timeout(PATIENCE, cas.batch_read_blobs(read(&server))).await;
     assert_eq!(read.unwrap().unwrap().into_inner().responses.len(), 1);
-    // What was not taken is told to be missing, and not left out in silence.
+    // What was not taken is not left out in silence.
     let error = stalled[0].message().await.unwrap_err();
-    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    assert!(is_cut_off(&error), "{error:?}");
+}
+
+/// Its connection was closed; not all clients have a code for that.
+fn is_cut_off(error: &Status) -> bool {
+    matches!(error.code(), Code::Unavailable | Code::Unknown)
 }
 
 /// More of them than there are places: there is no room on the connection for anything of most.
@@ -195,19 +200,19 @@ async fn calls_of_one_connection_that_reads_nothing_keep_no_places() {
     let (channel, asked) = (connection(&server).await, read(&server));
     let method = format!("{CAS}/BatchReadBlobs");
     let calls = (0..80).map(|_| send(channel.clone(), &method, asked.clone()));
-    let calls = futures::future::try_join_all(calls);
-    let mut stalled: Vec<Streaming<re::BatchReadBlobsResponse>> =
-        (tokio::time::timeout(PATIENCE, calls).await.unwrap()).unwrap();
+    let calls = futures::future::join_all(calls);
+    // Those that have no place yet learn of it too.
+    let calls: Vec<Result<Streaming<re::BatchReadBlobsResponse>, Status>> =
+        tokio::time::timeout(PATIENCE, calls).await.unwrap();
     let mut cas = server.cas();
     let read = tokio::time::timeout(PATIENCE, cas.batch_read_blobs(asked)).await;
     assert_eq!(read.unwrap().unwrap().into_inner().responses.len(), 1);
-    // The client learns of it as soon as it reads; the last ones are not late yet.
-    let ends = stalled.iter_mut().map(|answer| answer.message());
-    let ends = tokio::time::timeout(PATIENCE, futures::future::join_all(ends)).await;
-    let late = ends.unwrap().into_iter().filter_map(Result::err);
-    let late: Vec<_> = late.map(|late| late.code()).collect();
-    assert!(late.len() >= 80 - 64, "{late:?}");
-    assert!(late.iter().all(|code| *code == Code::DeadlineExceeded));
+    for call in calls {
+        let end = async { call?.message().await };
+        let end = tokio::time::timeout(PATIENCE, end).await.unwrap();
+        let error = end.unwrap_err();
+        assert!(is_cut_off(&error), "{error:?}");
+    }
 }
 
 #[tokio::test]

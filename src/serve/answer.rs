@@ -11,16 +11,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
-use super::taken::{Pace, Taken};
+use super::pace::Pace;
+use super::places::Place;
+use super::taken::{Counted, Taken};
 
-/// What the transport is given at a time, in bytes.
+/// What the transport is given at a time, in bytes. A copy: it may keep it for as long as there is the connection, and with a part
+/// it would keep the whole, or what an earlier message was made in.
 const PIECE: usize = 32 << 10;
-/// The largest message of which all stays in memory while the transport has a piece, in bytes; pieces of others are copied.
-const SHARED: usize = 512 << 10;
 
 /// The body of an answer.
 pub(super) struct Answer<R>(Kind<R>);
@@ -32,23 +32,28 @@ enum Kind<R> {
         rest: Shared<R>,
         idle: Duration,
         watch: JoinHandle<()>,
-        /// The client has been told that it took too long.
-        told: bool,
     },
 }
 
-/// Empty once the client has taken too long. What decides on that is looked at and changed while it is locked: nothing is taken
-/// from a transport that waits for it, and would never be woken.
-type Shared<R> = Arc<Mutex<Option<Rest<R>>>>;
+/// What decides on when an answer is given up is looked at and changed while this is locked: nothing is taken from a transport that
+/// waits for it, and would never be woken.
+type Shared<R> = Arc<Mutex<State<R>>>;
+
+enum State<R> {
+    Taken(Rest<R>),
+    /// The client took too long, and is to be told so.
+    GivenUp {
+        _unread: Counted,
+    },
+    Over,
+}
 
 /// What has not been handed on.
 struct Rest<R> {
     body: R,
     piece: Bytes,
-    /// That is a part of a large message.
-    large: bool,
     /// Of one message: given back with the last of it.
-    place: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
     /// Until nothing is held that is worth a watch.
     pace: Option<Pace>,
 }
@@ -63,12 +68,7 @@ where
     }
 
     /// One message of a call that keeps `place`, on a connection of which a client may take nothing for as long as `idle`.
-    pub(super) fn message(
-        body: R,
-        place: OwnedSemaphorePermit,
-        connection: Taken,
-        idle: Duration,
-    ) -> Self {
+    pub(super) fn message(body: R, place: Place, connection: Taken, idle: Duration) -> Self {
         Answer::held(body, Some(place), connection, idle)
     }
 
@@ -78,19 +78,13 @@ where
         Answer::held(body, None, connection, idle)
     }
 
-    fn held(
-        body: R,
-        place: Option<OwnedSemaphorePermit>,
-        connection: Taken,
-        idle: Duration,
-    ) -> Self {
+    fn held(body: R, place: Option<Place>, connection: Taken, idle: Duration) -> Self {
         if body.is_end_stream() {
             return Answer::free(body);
         }
-        let rest = Arc::new(Mutex::new(Some(Rest {
+        let rest = Arc::new(Mutex::new(State::Taken(Rest {
             body,
             piece: Bytes::new(),
-            large: false,
             pace: Some(Pace::new(connection, idle, place.is_some())),
             place,
         })));
@@ -99,7 +93,6 @@ where
             watch: tokio::spawn(give_up(rest.clone())),
             rest,
             idle,
-            told: false,
         })
     }
 }
@@ -112,14 +105,12 @@ impl<R: Body<Data = Bytes> + Unpin> Rest<R> {
                 end => return Poll::Ready(end),
             };
             match frame.into_data() {
-                Ok(data) => (self.large, self.piece) = (data.len() > SHARED, data),
+                Ok(data) => self.piece = data,
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
             }
         }
-        let mut next = self.piece.split_to(self.piece.len().min(PIECE));
-        if self.large {
-            next = Bytes::copy_from_slice(&next);
-        }
+        let next = self.piece.split_to(self.piece.len().min(PIECE));
+        let next = Bytes::copy_from_slice(&next);
         if self.piece.is_empty() && self.place.take().is_some() {
             self.pace = None;
         }
@@ -138,18 +129,18 @@ where
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, R::Error>>> {
-        let (rest, idle, told) = match &mut self.0 {
+        let (rest, idle) = match &mut self.0 {
             Kind::Free(body) => return Pin::new(body).poll_frame(context),
-            Kind::Held {
-                rest, idle, told, ..
-            } => (rest, *idle, told),
+            Kind::Held { rest, idle, .. } => (rest, *idle),
         };
-        let mut rest = rest.lock();
-        let Some(rest) = &mut *rest else {
-            return Poll::Ready(match std::mem::replace(told, true) {
-                true => None,
-                false => Some(Ok(late(idle))),
-            });
+        let mut state = rest.lock();
+        let rest = match &mut *state {
+            State::Taken(rest) => rest,
+            State::GivenUp { .. } => {
+                *state = State::Over;
+                return Poll::Ready(Some(Ok(late(idle))));
+            }
+            State::Over => return Poll::Ready(None),
         };
         let polled = rest.poll(context);
         if let Some(pace) = &mut rest.pace {
@@ -165,9 +156,10 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Free(body) => body.is_end_stream(),
-            Kind::Held { rest, .. } => {
-                (rest.lock().as_ref()).is_some_and(|r| r.piece.is_empty() && r.body.is_end_stream())
-            }
+            Kind::Held { rest, .. } => match &*rest.lock() {
+                State::Taken(rest) => rest.piece.is_empty() && rest.body.is_end_stream(),
+                State::GivenUp { .. } | State::Over => false,
+            },
         }
     }
 
@@ -190,7 +182,7 @@ impl<R> Drop for Answer<R> {
         if let Kind::Held { rest, watch, .. } = &self.0 {
             // The task is ended by the runtime, not at once.
             watch.abort();
-            rest.lock().take();
+            *rest.lock() = State::Over;
         }
     }
 }
@@ -213,15 +205,22 @@ fn late(idle: Duration) -> Frame<Bytes> {
 async fn give_up<R>(shared: Shared<R>) {
     loop {
         let left = {
-            let mut rest = shared.lock();
-            let Some(pace) = rest.as_mut().and_then(|rest| rest.pace.as_mut()) else {
+            let mut state = shared.lock();
+            let pace = match &mut *state {
+                State::Taken(rest) => rest.pace.as_mut(),
+                State::GivenUp { .. } | State::Over => None,
+            };
+            let Some(pace) = pace else {
                 return;
             };
-            let Some(left) = pace.left() else {
-                *rest = None;
-                return;
-            };
-            left
+            match pace.left() {
+                Ok(left) => left,
+                Err(late) => {
+                    let _unread = pace.give_up(late);
+                    *state = State::GivenUp { _unread };
+                    return;
+                }
+            }
         };
         tokio::time::sleep(left).await;
     }

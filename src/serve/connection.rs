@@ -58,6 +58,14 @@ impl Connection {
         }
     }
 
+    /// Once answers have given it up.
+    fn check(&self, context: &Context<'_>) -> io::Result<()> {
+        match self.taken.is_closed(context) {
+            true => Err(io::ErrorKind::ConnectionAborted.into()),
+            false => Ok(()),
+        }
+    }
+
     fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
             self.taken.add(bytes);
@@ -81,6 +89,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.check(context)?;
         let before = buffer.filled().len();
         let read = match &mut self.wire {
             Wire::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
@@ -105,6 +114,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.check(context)?;
         let written = match &mut self.wire {
             Wire::Tcp(stream) => Pin::new(stream).poll_write(context, data),
             Wire::Unix(stream) => Pin::new(stream).poll_write(context, data),
@@ -117,6 +127,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(context)?;
         let written = match &mut self.wire {
             Wire::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, data),
             Wire::Unix(stream) => Pin::new(stream).poll_write_vectored(context, data),

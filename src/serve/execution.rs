@@ -10,6 +10,7 @@ use prost::Message;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
+use super::places::{Place, Places};
 use super::request::{blocking, digest, failed, function, instance};
 use crate::cas::LocalStore;
 use crate::reapi::proto::longrunning as lro;
@@ -41,44 +42,40 @@ struct Telling {
     inline: Inline,
     store: Arc<LocalStore>,
     keep_alive: Duration,
-    begun: bool,
-    done: bool,
+    /// What was told last.
+    told: Option<View>,
+    end: Ending,
+}
+
+/// How near the end is: it may be large, and is made only with a place.
+enum Ending {
+    Open(Places),
+    Waits(Pin<Box<dyn Future<Output = Result<Place, Status>> + Send>>),
+    /// Nothing is told after this: the end is on its way, with its place until the next message is asked for, or there is none.
+    Told {
+        _place: Option<Place>,
+    },
 }
 
 impl ExecutionService {
-    fn tell(&self, watch: Watch, inline: Inline) -> Operations_ {
+    fn tell(&self, watch: Watch, inline: Inline, places: Places) -> Operations_ {
         let telling = Telling {
             watch,
             inline,
             store: self.store.clone(),
             keep_alive: self.keep_alive,
-            begun: false,
-            done: false,
+            told: None,
+            end: Ending::Open(places),
         };
         Box::pin(unfold(telling, |mut telling| async move {
-            if telling.done {
+            if let Ending::Told { .. } = telling.end {
                 return None;
             }
-            if telling.begun {
-                // Silence and a lost sender alike lead to telling the last state once more.
-                let gone = matches!(
-                    tokio::time::timeout(telling.keep_alive, telling.watch.changed()).await,
-                    Ok(false)
-                );
-                telling.done = gone;
+            let told = telling.next().await;
+            if told.is_err() {
+                telling.end = Ending::Told { _place: None };
             }
-            telling.begun = true;
-            let mut view = telling.watch.now();
-            telling.done |= view.end.is_some();
-            if telling.done && view.end.is_none() {
-                let lost = Status::unavailable("the operation is gone; execute the action again");
-                return Some((Err(lost), telling));
-            }
-            if let Err(error) = inlined(&telling.store, &telling.inline, &mut view).await {
-                telling.done = true;
-                return Some((Err(error), telling));
-            }
-            Some((Ok(view.render(telling.watch.name())), telling))
+            Some((told, telling))
         }))
     }
 
@@ -86,6 +83,50 @@ impl ExecutionService {
         self.scheduler
             .watch(&operation_name(name))
             .ok_or_else(|| unknown(name))
+    }
+}
+
+impl Telling {
+    async fn next(&mut self) -> Result<lro::Operation, Status> {
+        if let (Some(_), Ending::Open(_)) = (&self.told, &self.end) {
+            // Silence and a lost sender alike lead to telling the last state once more.
+            let changed = tokio::time::timeout(self.keep_alive, self.watch.changed()).await;
+            if changed == Ok(false) && self.watch.now().end.is_none() {
+                let lost = "the operation is gone; execute the action again";
+                return Err(Status::unavailable(lost));
+            }
+        }
+        let mut view = self.watch.now();
+        if view.end.is_some() {
+            match self.place().await? {
+                place @ Some(_) => self.end = Ending::Told { _place: place },
+                None => view = self.told.clone().unwrap_or(view),
+            }
+        }
+        inlined(&self.store, &self.inline, &mut view).await?;
+        let operation = view.render(self.watch.name());
+        if view.end.is_none() {
+            self.told = Some(view);
+        }
+        Ok(operation)
+    }
+
+    /// A place for the end; `None` if it is time to tell once more what was told.
+    async fn place(&mut self) -> Result<Option<Place>, Status> {
+        if let Ending::Open(places) = &self.end {
+            self.end = Ending::Waits(Box::pin(places.clone().take()));
+        }
+        // Kept until it is ready: who comes back to a queue stands at its end.
+        let Ending::Waits(place) = &mut self.end else {
+            return Ok(None);
+        };
+        if self.told.is_none() {
+            return place.await.map(Some);
+        }
+        match tokio::time::timeout(self.keep_alive, place).await {
+            Ok(place) => place.map(Some),
+            Err(_) => Ok(None),
+        }
     }
 }
 
@@ -145,6 +186,7 @@ impl Execution for ExecutionService {
         request: Request<re::ExecuteRequest>,
     ) -> Result<Response<Operations_>, Status> {
         let origin = origin(request.metadata());
+        let places = Places::of(request.extensions())?;
         let request = request.into_inner();
         instance(&request.instance_name)?;
         let function = function(request.digest_function)?;
@@ -164,7 +206,7 @@ impl Execution for ExecutionService {
             stderr: request.inline_stderr,
             files: request.inline_output_files,
         };
-        Ok(Response::new(self.tell(watch, inline)))
+        Ok(Response::new(self.tell(watch, inline, places)))
     }
 
     async fn wait_execution(
@@ -172,7 +214,8 @@ impl Execution for ExecutionService {
         request: Request<re::WaitExecutionRequest>,
     ) -> Result<Response<Operations_>, Status> {
         let watch = self.known(&request.get_ref().name)?;
-        Ok(Response::new(self.tell(watch, Inline::default())))
+        let places = Places::of(request.extensions())?;
+        Ok(Response::new(self.tell(watch, Inline::default(), places)))
     }
 }
 
@@ -251,6 +294,7 @@ impl Operations for ExecutionService {
         &self,
         request: Request<lro::WaitOperationRequest>,
     ) -> Result<Response<lro::Operation>, Status> {
+        let places = Places::of(request.extensions())?;
         let request = request.into_inner();
         let timeout =
             match &request.timeout {
@@ -268,7 +312,9 @@ impl Operations for ExecutionService {
             }
             None => ended.await,
         }
-        let view = watch.now();
-        Ok(Response::new(view.render(watch.name())))
+        let place = places.take().await?;
+        let mut answer = Response::new(watch.now().render(watch.name()));
+        answer.extensions_mut().insert(place);
+        Ok(answer)
     }
 }

@@ -1,5 +1,7 @@
 //! How many calls may hold whole messages in memory at a time. A call waits here before its request is read, so that a
 //! flood of large batches costs the sender's patience, not this process's memory; it keeps its place until its answer is taken.
+//! Those that wait for something else take a place later, before they make a large message: a stream keeps it itself, and
+//! others hand it on with their answers.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,20 +15,21 @@ use tonic::Status;
 use tower::{Layer, Service};
 
 use super::answer::Answer;
+use super::places::{self, Place, Places};
 use super::taken::Taken;
 
-/// Calls with large requests or answers that run at a time.
-const CALLS: usize = 64;
 /// How long one may take: a client that sends a batch more slowly than this is cut off.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The calls that are bounded: unary ones whose messages have some MiB. Streams have bounds of their own.
-const HEAVY: [&str; 5] = [
+const HEAVY: [&str; 7] = [
     "/BatchUpdateBlobs",
     "/BatchReadBlobs",
     "/FindMissingBlobs",
     "/GetActionResult",
     "/UpdateActionResult",
+    "/GetOperation",
+    "/ListOperations",
 ];
 
 /// The calls whose answers are streams that hold something until they end: files, walks over trees, what is told of an action.
@@ -43,7 +46,7 @@ impl GateLayer {
     /// One for the whole server, whose clients may take nothing of an answer for as long as `idle`.
     pub(super) fn new(idle: Duration) -> Self {
         GateLayer {
-            calls: Arc::new(Semaphore::new(CALLS)),
+            calls: places::all(),
             idle,
         }
     }
@@ -85,29 +88,35 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let path = request.uri().path();
-        let is_one_of = |methods: &[&str]| methods.iter().any(|method| path.ends_with(method));
+    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+        let is_one_of = |methods: &[&str]| {
+            let path = request.uri().path();
+            methods.iter().any(|method| path.ends_with(method))
+        };
         let connection = request.extensions().get::<Taken>().cloned();
         let (connection, idle) = (connection.unwrap_or_default(), self.idle);
+        let places = Places::new(self.calls.clone(), &connection);
         if !is_one_of(&HEAVY) {
             let streams = is_one_of(&STREAMS);
+            request.extensions_mut().insert(places);
             let answered = self.inner.call(request);
             return Box::pin(async move {
-                Ok(answered.await?.map(|body| match streams {
-                    true => Answer::stream(body, connection, idle),
-                    false => Answer::free(body),
+                let mut answer = answered.await?;
+                let place = answer.extensions_mut().remove::<Place>();
+                Ok(answer.map(|body| match place {
+                    Some(place) => Answer::message(body, place, connection, idle),
+                    None if streams => Answer::stream(body, connection, idle),
+                    None => Answer::free(body),
                 }))
             });
         }
         // The service that was polled ready takes the call; its clone waits for the next one.
         let clone = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, clone);
-        let calls = self.calls.clone();
         Box::pin(async move {
-            let Ok(place) = calls.acquire_owned().await else {
-                let closed = Status::unavailable("the server is stopping");
-                return Ok(closed.into_http());
+            let place = match places.take().await {
+                Ok(place) => place,
+                Err(closed) => return Ok(closed.into_http()),
             };
             match tokio::time::timeout(PATIENCE, ready.call(request)).await {
                 Ok(answered) => {

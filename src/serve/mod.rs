@@ -29,7 +29,9 @@ mod execution;
 mod gate;
 mod get_tree;
 mod listen;
+mod pace;
 mod pieces;
+mod places;
 mod request;
 mod taken;
 

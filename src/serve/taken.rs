@@ -1,34 +1,43 @@
-//! Whether a client takes what it has asked for: how much each connection takes, and how long an answer waits for it.
-//!
-//! An answer waits from when the transport has some of it, until the transport asks for more and there is none: the client
-//! has all there was by then. It is time spent waiting that counts, not what happens to be at some moment, so that neither
-//! a client that was just given something is late, nor one in time that takes a byte now and then. Answers that share a
-//! connection share what it can carry, and not in equal parts: one that waits is put up with as long as its connection takes
-//! something for each, though not for ever, as otherwise who reads one slowly would keep all others.
+//! What the answers of one connection share: what it has taken, who waits for it to take more, the places that its calls may
+//! have, and its end. A connection of which nobody reads is closed, for what the transport has of its answers is let go of with it alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Context;
 
-use tokio::time::Instant;
+use futures::task::AtomicWaker;
+use tokio::sync::Semaphore;
 
-/// What a client takes of an answer at least while it may keep it waiting, in bytes. The transport is given twice as much at a
-/// time, so that any whole piece will do. A hundred answers on a connection ask for 27 KiB/s together.
-const LEAST: u64 = 16 << 10;
-/// How many times in succession an answer is put up with for the sake of its connection: ten minutes with the usual one.
-const TIMES: u32 = 9;
-/// How many times as long as a client may be idle one message may take as a whole: half an hour, which 4 MiB take at 20 kbit/s.
-/// Without it LEAST would be some hours.
-const WHOLE: u32 = 32;
+use super::places;
 
-/// What a connection has taken, and how many answers wait for it.
+/// Answers that were given up, and are not read, of one connection: the transport may have a piece of each.
+const UNREAD: u64 = 64;
+
+/// One connection, as its answers know it.
 #[derive(Clone, Default)]
-pub(super) struct Taken(Arc<Counts>);
+pub(super) struct Taken(Arc<Shared>);
 
-#[derive(Default)]
-struct Counts {
+struct Shared {
     bytes: AtomicU64,
     waiting: AtomicU64,
+    unread: AtomicU64,
+    places: Arc<Semaphore>,
+    closed: AtomicBool,
+    /// What must know of that.
+    task: AtomicWaker,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Shared {
+            bytes: AtomicU64::default(),
+            waiting: AtomicU64::default(),
+            unread: AtomicU64::default(),
+            places: places::of_one(),
+            closed: AtomicBool::default(),
+            task: AtomicWaker::new(),
+        }
+    }
 }
 
 impl Taken {
@@ -37,240 +46,101 @@ impl Taken {
         self.0.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    fn bytes(&self) -> u64 {
+    /// What went out since it was opened, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    /// One more answer waits, until it is dropped.
-    fn waiting(&self) -> Waiting {
-        self.0.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting(self.clone())
+    /// How many answers wait.
+    pub(super) fn waits(&self) -> u64 {
+        self.0.waiting.load(Ordering::Relaxed)
+    }
+
+    /// One more answer waits, until this is dropped.
+    pub(super) fn waiting(&self) -> Counted {
+        Counted::new(self, |shared| &shared.waiting).0
+    }
+
+    /// One more answer was given up, and the client has not been told of it until this is dropped. Closes the connection if
+    /// those are too many.
+    pub(super) fn unread(&self) -> Counted {
+        let (unread, count) = Counted::new(self, |shared| &shared.unread);
+        if count > UNREAD {
+            self.close();
+        }
+        unread
+    }
+
+    /// The places that its calls may have.
+    pub(super) fn places(&self) -> Arc<Semaphore> {
+        self.0.places.clone()
+    }
+
+    /// Ends the connection, with all that is on its way.
+    pub(super) fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
+        self.0.task.wake();
+    }
+
+    /// Whether it is to end; if not, the task is woken when it is.
+    pub(super) fn is_closed(&self, context: &Context<'_>) -> bool {
+        self.0.task.register(context.waker());
+        self.0.closed.load(Ordering::Acquire)
     }
 }
 
-/// An answer that waits for its connection.
-struct Waiting(Taken);
+/// One of an answer's states, as long as the answer is in it.
+pub(super) struct Counted {
+    of: Taken,
+    count: fn(&Shared) -> &AtomicU64,
+}
 
-impl Drop for Waiting {
+impl Counted {
+    /// One more, and how many these are.
+    fn new(of: &Taken, count: fn(&Shared) -> &AtomicU64) -> (Self, u64) {
+        let before = count(&of.0).fetch_add(1, Ordering::Relaxed);
+        (
+            Counted {
+                of: of.clone(),
+                count,
+            },
+            before + 1,
+        )
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.0.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// How an answer is taken.
-pub(super) struct Pace {
-    connection: Taken,
-    /// How long it may be kept waiting.
-    idle: Duration,
-    /// When it must have been taken.
-    until: Option<Instant>,
-    /// For the client; else the client waits for more.
-    waiting: Option<Waiting>,
-    /// That it is so.
-    since: Instant,
-    /// How long it was kept waiting before that, less the time for which the client was.
-    kept: Duration,
-    /// What was taken of it meanwhile, in bytes.
-    taken: u64,
-    /// What the connection had taken when this began.
-    before: u64,
-    /// In succession.
-    put_up_with: u32,
-}
-
-impl Pace {
-    /// That of an answer that is there now. `whole` is one message, which must come to its end.
-    pub(super) fn new(connection: Taken, idle: Duration, whole: bool) -> Self {
-        let now = Instant::now();
-        Pace {
-            waiting: Some(connection.waiting()),
-            before: connection.bytes(),
-            connection,
-            idle,
-            until: whole.then(|| now + idle * WHOLE),
-            since: now,
-            kept: Duration::ZERO,
-            taken: 0,
-            put_up_with: 0,
-        }
-    }
-
-    /// The transport was given `bytes`, and does not wait for more.
-    pub(super) fn took(&mut self, bytes: usize) {
-        self.settle();
-        self.taken += bytes as u64;
-        if self.taken >= LEAST {
-            self.put_up_with = 0;
-            self.begin();
-        } else if self.waiting.is_none() && self.kept.is_zero() {
-            self.begin();
-        }
-        (self.waiting).get_or_insert_with(|| self.connection.waiting());
-    }
-
-    /// The transport waits for more.
-    pub(super) fn wanted(&mut self) {
-        self.settle();
-        self.waiting = None;
-    }
-
-    /// How long the client has at least; `None` if it took too long.
-    pub(super) fn left(&mut self) -> Option<Duration> {
-        self.settle();
-        if self.waiting.is_none() {
-            return Some(self.idle);
-        }
-        if self.until.is_some_and(|until| until <= self.since) {
-            return None;
-        }
-        if self.kept < self.idle {
-            return Some(self.idle - self.kept);
-        }
-        let waiting = self.connection.0.waiting.load(Ordering::Relaxed);
-        let enough = self.connection.bytes() - self.before >= LEAST * waiting;
-        if !enough || self.put_up_with == TIMES {
-            return None;
-        }
-        self.put_up_with += 1;
-        self.begin();
-        Some(self.idle)
-    }
-
-    fn begin(&mut self) {
-        (self.kept, self.taken) = (Duration::ZERO, 0);
-        self.before = self.connection.bytes();
-    }
-
-    fn settle(&mut self) {
-        let now = Instant::now();
-        let passed = now - std::mem::replace(&mut self.since, now);
-        self.kept = match self.waiting {
-            Some(_) => self.kept + passed,
-            None => self.kept.saturating_sub(passed),
-        };
+        (self.count)(&self.of.0).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::time::advance;
+    use std::future::poll_fn;
+    use std::task::Poll;
 
-    const IDLE: Duration = Duration::from_secs(60);
-    const MOMENT: Duration = Duration::from_millis(1);
-
-    fn stream(connection: &Taken) -> Pace {
-        Pace::new(connection.clone(), IDLE, false)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_may_wait_as_long_as_the_client_may_be_idle() {
-        let mut pace = stream(&Taken::default());
-        advance(IDLE - MOMENT).await;
-        assert_eq!(pace.left(), Some(MOMENT));
-        advance(MOMENT).await;
-        assert_eq!(pace.left(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_takes_little_but_all_there_is_is_not_late() {
-        let mut pace = stream(&Taken::default());
-        for _ in 0..100 {
-            pace.took(1);
-            advance(IDLE / 4).await;
-            pace.wanted();
-            advance(IDLE / 3).await;
-            assert!(pace.left().is_some());
-        }
-        // Just before it would have been over, had it waited all the time.
-        advance(IDLE - MOMENT).await;
-        pace.took(1);
-        advance(MOMENT * 2).await;
-        assert!(pace.left().is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_moment_without_anything_to_take_does_not_excuse_a_trickle() {
-        let mut pace = stream(&Taken::default());
-        for _ in 0..3 {
-            pace.took(1);
-            advance(IDLE / 3).await;
-            pace.wanted();
-            advance(MOMENT).await;
-        }
-        pace.took(1);
-        advance(MOMENT * 3).await;
-        assert_eq!(pace.left(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_of_which_enough_is_taken_may_be_long() {
-        let mut pace = stream(&Taken::default());
-        for _ in 0..100 {
-            advance(IDLE - MOMENT).await;
-            assert_eq!(pace.left(), Some(MOMENT));
-            pace.took(LEAST as usize);
-        }
-        advance(IDLE - MOMENT).await;
-        pace.took(LEAST as usize - 1);
-        advance(MOMENT).await;
-        assert_eq!(pace.left(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_must_take_something_for_each_answer_that_waits() {
-        for less in [0, 1] {
-            let connection = Taken::default();
-            let (mut pace, _other) = (stream(&connection), stream(&connection));
-            // It has all there is, and does not count.
-            let mut satisfied = stream(&connection);
-            satisfied.wanted();
-            connection.add(2 * LEAST as usize - less);
-            advance(IDLE).await;
-            assert_eq!(pace.left().is_some(), less == 0);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_that_takes_other_things_excuses_nothing_for_ever() {
+    #[tokio::test]
+    async fn a_connection_of_too_many_answers_that_are_not_read_is_closed_at_once() {
         let connection = Taken::default();
-        let mut pace = stream(&connection);
-        for _ in 0..2 {
-            for _ in 0..TIMES {
-                connection.add(LEAST as usize);
-                advance(IDLE).await;
-                assert_eq!(pace.left(), Some(IDLE));
-            }
-            pace.took(LEAST as usize);
+        let closed = {
+            let connection = connection.clone();
+            tokio::spawn(poll_fn(move |context| {
+                match connection.is_closed(context) {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            }))
+        };
+        for _ in 0..2 * UNREAD {
+            drop(connection.unread());
         }
-        for _ in 0..TIMES {
-            connection.add(LEAST as usize);
-            advance(IDLE).await;
-            // It takes a little whenever it was put up with.
-            assert!(pace.left().is_some());
-            pace.took(1);
-            pace.wanted();
-            pace.took(1);
-        }
-        connection.add(LEAST as usize);
-        advance(IDLE).await;
-        assert_eq!(pace.left(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_message_that_is_taken_slowly_comes_to_an_end() {
-        for whole in [false, true] {
-            let mut pace = Pace::new(Taken::default(), IDLE, whole);
-            for _ in 0..WHOLE - 1 {
-                advance(IDLE - MOMENT).await;
-                pace.took(LEAST as usize);
-                assert!(pace.left().is_some());
-            }
-            advance(MOMENT * WHOLE).await;
-            pace.took(LEAST as usize);
-            assert!(pace.left().is_some());
-            advance(IDLE - MOMENT).await;
-            assert_eq!(pace.left().is_none(), whole);
-        }
+        let unread: Vec<_> = (0..UNREAD).map(|_| connection.unread()).collect();
+        tokio::task::yield_now().await;
+        assert!(!closed.is_finished());
+        let _one_more = connection.unread();
+        closed.await.unwrap();
+        drop(unread);
     }
 }

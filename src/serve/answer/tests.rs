@@ -1,19 +1,22 @@
 //! Answers that clients take, take slowly, or do not take.
 
 use super::*;
+use crate::serve::places::Places;
+use futures::FutureExt;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::sync::Semaphore;
 
 const IDLE: Duration = Duration::from_secs(60);
 
 fn answer(places: &Arc<Semaphore>, len: usize) -> Answer<Full<Bytes>> {
-    let place = places.clone().try_acquire_owned().unwrap();
-    Answer::message(
-        Full::new(vec![7; len].into()),
-        place,
-        Taken::default(),
-        IDLE,
-    )
+    answer_on(&Taken::default(), places, len)
+}
+
+fn answer_on(connection: &Taken, places: &Arc<Semaphore>, len: usize) -> Answer<Full<Bytes>> {
+    let place = Places::new(places.clone(), connection).take();
+    let place = place.now_or_never().unwrap().ok().unwrap();
+    let body = Full::new(vec![7; len].into());
+    Answer::message(body, place, connection.clone(), IDLE)
 }
 
 #[tokio::test(start_paused = true)]
@@ -30,13 +33,21 @@ async fn the_place_is_kept_until_the_last_piece_is_taken() {
     assert!(answer.frame().await.is_none());
 }
 
+/// Whether the connection is to end.
+fn closed(connection: &Taken) -> bool {
+    connection.is_closed(&Context::from_waker(std::task::Waker::noop()))
+}
+
 #[tokio::test(start_paused = true)]
-async fn who_takes_nothing_loses_the_rest() {
-    let places = Arc::new(Semaphore::new(1));
-    let mut answer = answer(&places, 2 * PIECE);
+async fn who_takes_other_things_alone_loses_the_rest() {
+    let (connection, places) = (Taken::default(), Arc::new(Semaphore::new(1)));
+    let mut answer = answer_on(&connection, &places, 2 * PIECE);
     answer.frame().await.unwrap().unwrap();
-    tokio::time::sleep(IDLE * 3).await;
-    assert_eq!(places.available_permits(), 1);
+    while places.available_permits() == 0 {
+        connection.add(1 << 20);
+        tokio::time::sleep(IDLE).await;
+    }
+    assert!(!closed(&connection));
     let told = answer.frame().await.unwrap().unwrap();
     let status = Status::from_header_map(told.trailers_ref().unwrap()).unwrap();
     assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
@@ -45,6 +56,40 @@ async fn who_takes_nothing_loses_the_rest() {
         "{status}"
     );
     assert!(answer.frame().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_nothing_at_all_loses_the_connection() {
+    let (connection, places) = (Taken::default(), Arc::new(Semaphore::new(1)));
+    let mut answer = answer_on(&connection, &places, 2 * PIECE);
+    answer.frame().await.unwrap().unwrap();
+    tokio::time::sleep(IDLE / 2).await;
+    assert!(!closed(&connection));
+    tokio::time::sleep(IDLE).await;
+    assert!(closed(&connection));
+    assert_eq!(places.available_permits(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_even_learn_what_was_lost_loses_the_connection() {
+    let (connection, places) = (Taken::default(), Arc::new(Semaphore::new(1)));
+    let give_up = async || {
+        let answer = answer_on(&connection, &places, 2 * PIECE);
+        while places.available_permits() == 0 {
+            connection.add(1 << 20);
+            tokio::time::sleep(IDLE).await;
+        }
+        answer
+    };
+    for _ in 0..100 {
+        let mut read = give_up().await;
+        assert!(read.frame().await.unwrap().unwrap().is_trailers());
+    }
+    let mut unread = Vec::new();
+    while !closed(&connection) {
+        unread.push(give_up().await);
+    }
+    assert_eq!(unread.len(), 65);
 }
 
 /// Messages of a byte, and what the stream holds.
@@ -165,24 +210,28 @@ async fn nothing_is_taken_from_a_transport_that_begins_to_wait() {
     let Kind::Held { rest, .. } = &answer.0 else {
         unreachable!()
     };
-    assert!(rest.lock().is_some());
+    assert!(matches!(&*rest.lock(), State::Taken(_)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_piece_keeps_no_large_message_in_memory() {
+async fn a_piece_keeps_no_message_in_memory() {
     struct Message(Vec<u8>, #[allow(dead_code)] Arc<()>);
     impl AsRef<[u8]> for Message {
         fn as_ref(&self) -> &[u8] {
             &self.0
         }
     }
-    let kept = Arc::new(());
-    let message = Bytes::from_owner(Message(vec![7; SHARED + 1], kept.clone()));
-    let mut answer = Answer::stream(Full::new(message), Taken::default(), IDLE);
-    let piece = answer.frame().await.unwrap().unwrap().into_data().unwrap();
-    tokio::time::sleep(IDLE * 2).await;
-    assert_eq!(Arc::strong_count(&kept), 1);
-    assert_eq!(piece, vec![7; PIECE]);
+    // The last is a small one, made in the room of a large one before it.
+    for part in [0..PIECE + 1, 0..PIECE * 8, 0..1] {
+        let kept = Arc::new(());
+        let message = Message(vec![7; PIECE * 8], kept.clone());
+        let message = Bytes::from_owner(message).slice(part);
+        let mut answer = Answer::stream(Full::new(message), Taken::default(), IDLE);
+        let piece = answer.frame().await.unwrap().unwrap().into_data().unwrap();
+        tokio::time::sleep(IDLE * 2).await;
+        assert_eq!(Arc::strong_count(&kept), 1);
+        assert!(piece.iter().all(|byte| *byte == 7));
+    }
 }
 
 #[tokio::test]

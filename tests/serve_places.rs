@@ -1,0 +1,245 @@
+//! Who has places for large messages, and what becomes of clients that keep them: each costs itself, and nobody else.
+
+mod serve_support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use boxwright::action::{Ending, Finished};
+use boxwright::reapi::proto::bytestream as bs;
+use boxwright::reapi::proto::longrunning as lro;
+use boxwright::reapi::proto::re;
+use boxwright::scheduler::{Event, Scheduler};
+use prost::Message;
+use serve_support::*;
+use tonic::client::Grpc;
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+
+/// As many as there are.
+const PLACES: usize = 64;
+/// Long enough for a call that need not wait.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// Sends one message to a method, whatever type that takes.
+async fn send<A: Message + Default + 'static>(
+    channel: Channel,
+    method: &str,
+    message: impl Message + 'static,
+) -> Result<Streaming<A>, Status> {
+    let mut client = Grpc::new(channel);
+    client.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::default();
+    let method = format!("/{method}").parse().unwrap();
+    let answer = client.server_streaming(Request::new(message), method, codec);
+    Ok(answer.await?.into_inner())
+}
+
+/// A connection of its own, on which little is on its way unread.
+async fn connection(server: &Standalone) -> Channel {
+    let endpoint = tonic::transport::Endpoint::from_shared(server.address.clone()).unwrap();
+    let endpoint = endpoint
+        .initial_stream_window_size(64 << 10)
+        .initial_connection_window_size(64 << 10);
+    endpoint.connect().await.unwrap()
+}
+
+/// An action that has ended with a result of a MiB: what it was asked for with, and the name of its operation.
+async fn ended(server: &Standalone) -> (re::ExecuteRequest, String) {
+    let asked = re::ExecuteRequest {
+        action_digest: Some(server.action("a", false).to_proto()),
+        ..Default::default()
+    };
+    let mut stream = server.execution().execute(asked.clone()).await.unwrap();
+    let event = tokio::time::timeout(PATIENCE, server.scheduler.next()).await;
+    let Event::Lease(lease) = event.unwrap() else {
+        panic!("no lease");
+    };
+    let finished = Finished {
+        cacheable: true,
+        result: Some(re::ActionResult {
+            stdout_raw: noise(1 << 20).into(),
+            ..Default::default()
+        }),
+        ending: Ending::Exited(0),
+        message: String::new(),
+        details: Vec::new(),
+        logs: Vec::new(),
+        inputs: None,
+    };
+    server.scheduler.complete(&lease.id, finished);
+    loop {
+        let told = stream.get_mut().message().await.unwrap().unwrap();
+        if told.done {
+            return (asked, told.name);
+        }
+    }
+}
+
+/// The calls that tell of an operation.
+const TELL: [&str; 4] = [
+    "google.longrunning.Operations/GetOperation",
+    "google.longrunning.Operations/WaitOperation",
+    "build.bazel.remote.execution.v2.Execution/WaitExecution",
+    "build.bazel.remote.execution.v2.Execution/Execute",
+];
+
+/// Makes one of them.
+async fn tell(
+    channel: Channel,
+    method: &str,
+    (asked, name): (re::ExecuteRequest, String),
+) -> Result<Streaming<lro::Operation>, Status> {
+    match method.ends_with("/Execute") {
+        true => send(channel, method, asked).await,
+        // The others have the name in the same field.
+        false => send(channel, method, lro::GetOperationRequest { name }).await,
+    }
+}
+
+/// As many of them as there are places, each on a connection of its own, of which nothing is read.
+async fn stalled(
+    server: &Standalone,
+    method: &str,
+    operation: &(re::ExecuteRequest, String),
+) -> Vec<Streaming<lro::Operation>> {
+    let mut stalled = Vec::new();
+    for _ in 0..PLACES {
+        let answer = tell(connection(server).await, method, operation.clone()).await;
+        stalled.push(answer.unwrap());
+    }
+    stalled
+}
+
+fn read(server: &Standalone) -> re::BatchReadBlobsRequest {
+    re::BatchReadBlobsRequest {
+        digests: vec![server.keep(&noise(1 << 20)).to_proto()],
+        ..Default::default()
+    }
+}
+
+/// Whether a call that needs a place gets one soon.
+async fn goes_on(server: &Standalone) -> bool {
+    let (mut cas, asked) = (server.cas(), read(server));
+    match tokio::time::timeout(MOMENT, cas.batch_read_blobs(asked)).await {
+        Ok(answered) => answered.is_ok(),
+        Err(_) => false,
+    }
+}
+
+async fn until(what: impl AsyncFn() -> bool) {
+    let waits = async {
+        while !what().await {
+            tokio::time::sleep(MOMENT / 50).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waits).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_told_of_an_ended_operation_keeps_its_place_until_it_is_taken() {
+    let server = standalone().await;
+    let operation = ended(&server).await;
+    for method in TELL {
+        let mut stalled = stalled(&server, method, &operation).await;
+        until(async || !goes_on(&server).await).await;
+        // Of the streams one message is left, which the client has: its place is free, though the stream is not at its end.
+        let mut taken = stalled.pop().unwrap();
+        done(&mut taken).await;
+        until(async || goes_on(&server).await).await;
+        drop(stalled);
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_an_operation_is_told_when_there_is_a_place() {
+    let keep_alive = Duration::from_millis(100);
+    let server = standalone_with(|config| config.keep_alive = keep_alive, |_| {}).await;
+    let operation = ended(&server).await;
+    let stalled = stalled(&server, TELL[0], &operation).await;
+    // A stream that has told how an action stands tells it again meanwhile.
+    let mut other = operation.0.clone();
+    other.action_digest = Some(server.action("b", false).to_proto());
+    let mut stream = server.execution().execute(other).await.unwrap();
+    let first = stream.get_mut().message().await.unwrap().unwrap();
+    server.scheduler.cancel(&first.name);
+    for _ in 0..5 {
+        let told = tokio::time::timeout(PATIENCE, stream.get_mut().message()).await;
+        assert!(!told.unwrap().unwrap().unwrap().done);
+    }
+    let waiting = TELL.map(|method| {
+        let (channel, operation) = (server.channel.clone(), operation.clone());
+        tokio::spawn(async move {
+            done(&mut tell(channel, method, operation).await.unwrap()).await;
+        })
+    });
+    let mut operations = server.operations();
+    let list = tokio::spawn(async move {
+        operations
+            .list_operations(lro::ListOperationsRequest::default())
+            .await
+    });
+    tokio::time::sleep(MOMENT).await;
+    assert!(!list.is_finished());
+    assert!(waiting.iter().all(|call| !call.is_finished()));
+    drop(stalled);
+    let list = tokio::time::timeout(PATIENCE, list).await.unwrap().unwrap();
+    assert!(!list.unwrap().into_inner().operations.is_empty());
+    for call in waiting {
+        tokio::time::timeout(PATIENCE, call).await.unwrap().unwrap();
+    }
+    done(stream.get_mut()).await;
+    assert!(stream.get_mut().message().await.unwrap().is_none());
+}
+
+async fn done(stream: &mut Streaming<lro::Operation>) {
+    let done = async { while !stream.message().await.unwrap().unwrap().done {} };
+    tokio::time::timeout(PATIENCE, done).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_connection_does_not_have_all_places() {
+    let server = standalone().await;
+    let channel = connection(&server).await;
+    let method = "build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs";
+    let asked = read(&server);
+    let answered = Arc::new(AtomicUsize::new(0));
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..PLACES {
+        let call = send(channel.clone(), method, asked.clone());
+        let answered = answered.clone();
+        calls.spawn(async move {
+            let _stalled: Streaming<re::BatchReadBlobsResponse> = call.await.unwrap();
+            answered.fetch_add(1, Ordering::Relaxed);
+            std::future::pending::<()>().await;
+        });
+    }
+    let half = async || answered.load(Ordering::Relaxed) >= PLACES / 2;
+    until(half).await;
+    tokio::time::sleep(MOMENT).await;
+    assert_eq!(answered.load(Ordering::Relaxed), PLACES / 2);
+    until(async || goes_on(&server).await).await;
+}
+
+#[tokio::test]
+async fn a_connection_of_which_nothing_is_read_is_closed() {
+    let server = standalone_with(
+        |config| {
+            config.download_idle = Duration::from_millis(200);
+            config.max_connections = 1;
+        },
+        |_| {},
+    )
+    .await;
+    let mut bytes = bs::byte_stream_client::ByteStreamClient::new(connection(&server).await);
+    let asked = bs::ReadRequest {
+        resource_name: format!("blobs/{}", server.keep(&noise(1 << 20))),
+        ..Default::default()
+    };
+    let _stalled = bytes.read(asked).await.unwrap();
+    // There is no room for another before that.
+    let mut cas = server.cas();
+    let read = tokio::time::timeout(PATIENCE, cas.batch_read_blobs(read(&server))).await;
+    assert_eq!(read.unwrap().unwrap().into_inner().responses.len(), 1);
+}
