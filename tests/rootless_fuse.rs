@@ -125,6 +125,25 @@ fn an_action_sees_and_leaves_what_it_would_with_real_files() {
 }
 
 #[test]
+fn outputs_are_moved_into_the_store() {
+    let Some(place) = Place::new() else { return };
+    let script = "mkdir out; echo made > out/seen; stat -c %i out/seen > out/looks";
+    for level in ["full", "process"] {
+        let settings = [("BOXWRIGHT_INPUTS", "fuse"), ("BOXWRIGHT_SANDBOX", level)];
+        let log = done(place.run(Ids::Subordinate, true, &settings, script));
+        assert!(log.contains(FUSE), "{log}");
+        let said = place.output();
+        let inode = said.trim().strip_prefix("made\n").unwrap();
+        let mut find = Command::new("find");
+        find.arg(place.path("state/cas")).args(["-inum", inode]);
+        let found = find.output().unwrap().stdout;
+        let blob = String::from_utf8(found).unwrap();
+        assert_eq!(std::fs::read(blob.trim()).unwrap(), b"made\n", "{level}");
+        std::fs::remove_dir_all(place.path("state")).unwrap();
+    }
+}
+
+#[test]
 fn a_command_has_none_of_the_capabilities_that_the_daemon_mounts_with() {
     let Some(place) = Place::new() else { return };
     for level in ["full", "process"] {
