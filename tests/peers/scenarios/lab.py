@@ -421,7 +421,7 @@ class Lab:
             yield process
         finally:
             if process.running():
-                process.signal(signal.SIGTERM)
+                # The second gives back what runs. A third would leave the session open, and BuildGrid gives it jobs of the next scenario.
                 process.signal(signal.SIGTERM)
                 process.stop()
 
