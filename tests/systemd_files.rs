@@ -121,39 +121,47 @@ fn the_unit_delegates_and_does_not_break_the_sandbox() {
 
 /// What `Type=notify` waits for. A scheduler that does not answer is no reason to start again.
 #[test]
-fn a_worker_says_when_it_is_up_and_a_wrong_one_never() {
+fn a_daemon_says_when_it_is_up_and_a_wrong_one_never() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let socket = dir.path().join("notify");
     let manager = UnixDatagram::bind(&socket).unwrap();
-    let worker = |state: &Path| {
+    let daemon = |what: &[&str], state: &Path| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_boxwright"));
         command
-            .args(["worker", "--sandbox", "full,process"])
-            .args(["--remote", "http://127.0.0.1:1", "--state-dir"])
+            .args(what)
+            .args(["--sandbox", "full,process", "--state-dir"])
             .arg(state)
             .env("NOTIFY_SOCKET", &socket)
+            .stdin(Stdio::null())
             .stderr(Stdio::null());
         command
     };
-
-    let wrong = worker(Path::new("/proc/x")).status().unwrap();
-    assert_eq!(wrong.code(), Some(78));
+    let worker = ["worker", "--remote", "http://127.0.0.1:1"];
+    let standalone = ["standalone", "--listen", "127.0.0.1:0"];
     let mut said = [0; 64];
+
     manager.set_nonblocking(true).unwrap();
-    assert!(manager.recv(&mut said).is_err(), "it was never up");
+    for what in [&worker[..], &standalone] {
+        let wrong = daemon(what, Path::new("/proc/x")).status().unwrap();
+        assert_eq!(wrong.code(), Some(78), "{what:?}");
+        assert!(manager.recv(&mut said).is_err(), "{what:?} was never up");
+    }
 
     manager.set_nonblocking(false).unwrap();
     manager
         .set_read_timeout(Some(Duration::from_secs(900)))
         .unwrap();
-    let mut right = worker(&dir.path().join("state")).spawn().unwrap();
-    let length = manager.recv(&mut said).unwrap();
-    assert_eq!(&said[..length], b"READY=1");
-    rustix::process::kill_process(
-        rustix::process::Pid::from_child(&right),
-        rustix::process::Signal::TERM,
-    )
-    .unwrap();
-    assert_eq!(right.wait().unwrap().code(), Some(0));
+    for what in [&worker[..], &standalone] {
+        let state = dir.path().join(what[0]);
+        let mut right = daemon(what, &state).spawn().unwrap();
+        let length = manager.recv(&mut said).unwrap();
+        assert_eq!(&said[..length], b"READY=1", "{what:?}");
+        rustix::process::kill_process(
+            rustix::process::Pid::from_child(&right),
+            rustix::process::Signal::TERM,
+        )
+        .unwrap();
+        assert_eq!(right.wait().unwrap().code(), Some(0), "{what:?}");
+    }
 }
