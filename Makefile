@@ -1,6 +1,6 @@
 # make demo    build, and see a C++ program compiled and run through boxwright
 # make test    everything that CI runs
-# make test-vm the tests of cgroup v2, on kernels of their own in an emulated machine
+# make test-vm the tests of cgroup v2, on kernels of their own in an emulated machine, and the service under systemd
 # make bench   what the worker, its sandbox and its input roots cost, against buildbox-worker and bubblewrap, and whether the promises are kept
 # make soak    100 000 sandboxed commands and 200 kills: nothing is left behind (some minutes)
 # make build   target/release/boxwright

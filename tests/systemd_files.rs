@@ -1,7 +1,10 @@
 //! The files of `systemd/` say what this program understands.
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -73,7 +76,10 @@ fn the_unit_delegates_and_does_not_break_the_sandbox() {
     assert_eq!(set("OOMPolicy"), Some("continue"));
     assert_eq!(set("TasksMax"), Some("infinity"));
     // Who was told to stop, be it by hand, is not started again because the scheduler did not hear of it.
-    assert_eq!(set("RestartPreventExitStatus"), Some("2 69 77 78"));
+    assert_eq!(set("RestartPreventExitStatus"), Some("1 2 69 77 78"));
+    // systemd looks at the main process's exit code alone: any other that fails is tried again for ever.
+    assert_eq!(set("Type"), Some("notify"));
+    assert!(!unit.contains("\nExecStartPre="));
     for breaks in [
         "PrivateUsers",
         "RestrictNamespaces",
@@ -111,4 +117,51 @@ fn the_unit_delegates_and_does_not_break_the_sandbox() {
     let program = set("ExecStart").unwrap();
     assert!(program.starts_with("/usr/bin/boxwright worker --config /etc/boxwright/"));
     assert!(text("apparmor-boxwright").contains("/usr/{,local/}bin/boxwright"));
+}
+
+/// What `Type=notify` waits for. A scheduler that does not answer is no reason to start again.
+#[test]
+fn a_daemon_says_when_it_is_up_and_a_wrong_one_never() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let socket = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    let daemon = |what: &[&str], state: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_boxwright"));
+        command
+            .args(what)
+            .args(["--sandbox", "full,process", "--state-dir"])
+            .arg(state)
+            .env("NOTIFY_SOCKET", &socket)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    };
+    let worker = ["worker", "--remote", "http://127.0.0.1:1"];
+    let standalone = ["standalone", "--listen", "127.0.0.1:0"];
+    let mut said = [0; 64];
+
+    manager.set_nonblocking(true).unwrap();
+    for what in [&worker[..], &standalone] {
+        let wrong = daemon(what, Path::new("/proc/x")).status().unwrap();
+        assert_eq!(wrong.code(), Some(78), "{what:?}");
+        assert!(manager.recv(&mut said).is_err(), "{what:?} was never up");
+    }
+
+    manager.set_nonblocking(false).unwrap();
+    manager
+        .set_read_timeout(Some(Duration::from_secs(900)))
+        .unwrap();
+    for what in [&worker[..], &standalone] {
+        let state = dir.path().join(what[0]);
+        let mut right = daemon(what, &state).spawn().unwrap();
+        let length = manager.recv(&mut said).unwrap();
+        assert_eq!(&said[..length], b"READY=1", "{what:?}");
+        rustix::process::kill_process(
+            rustix::process::Pid::from_child(&right),
+            rustix::process::Signal::TERM,
+        )
+        .unwrap();
+        assert_eq!(right.wait().unwrap().code(), Some(0), "{what:?}");
+    }
 }

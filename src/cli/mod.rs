@@ -10,6 +10,7 @@ mod materialise;
 mod memory;
 mod mount;
 mod progress;
+mod ready;
 mod remote;
 mod run;
 mod sandboxes;

@@ -64,6 +64,7 @@ impl StandaloneCommand {
             {
                 tracing::warn!("whoever can connect to {address} can run commands on this host");
             }
+            super::ready::ready();
             daemon::ended(standalone.run(stop).await?)
         })
     }

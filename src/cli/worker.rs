@@ -70,6 +70,7 @@ impl WorkerCommand {
                 config.instance,
                 scheduler.bot_id()
             );
+            super::ready::ready();
             let end = engine.work(scheduler, config.stop_after, stop).await;
             // Whoever asked three times does not want to wait for the disk.
             if end != crate::worker::WorkerEnd::Aborted {
