@@ -1175,38 +1175,43 @@ fn after_an_adoption_the_floor_holds_again() {
 /// As with files that are open, or linked elsewhere: whoever looks after the floor many times a second would have the whole cache gone.
 #[test]
 fn what_frees_nothing_is_not_evicted_over_and_over() {
-    let Some(mounted) = Mounted::new("size=64m") else {
-        return;
-    };
-    let mut config = config(&mounted.path().join("store"));
-    config.free_floor = 2 << 20;
-    let root = config.root.clone();
-    let store = LocalStore::open(config).unwrap();
-    for n in 0..40 {
-        put(&store, n, 512 << 10);
-    }
-    let (mut directories, mut held) = (vec![root], 0);
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                directories.push(path);
-            } else if path.metadata().unwrap().len() == 512 << 10 {
-                fs::hard_link(path, mounted.path().join(format!("held{held}"))).unwrap();
-                held += 1;
+    for linked in [true, false] {
+        let Some(mounted) = Mounted::new("size=64m") else {
+            return;
+        };
+        let mut config = config(&mounted.path().join("store"));
+        config.free_floor = 2 << 20;
+        let root = config.root.clone();
+        let store = LocalStore::open(config).unwrap();
+        for n in 0..40 {
+            put(&store, n, 512 << 10);
+        }
+        let (mut directories, mut held) = (vec![root], Vec::new());
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    directories.push(path);
+                } else if path.metadata().unwrap().len() == 512 << 10 {
+                    let name = format!("held{}", held.len());
+                    held.push((!linked).then(|| fs::File::open(&path).unwrap()));
+                    if linked {
+                        fs::hard_link(path, mounted.path().join(name)).unwrap();
+                    }
+                }
             }
         }
+        assert_eq!(held.len(), 40);
+        let rest = mounted.free() as usize - (1 << 20);
+        fs::write(mounted.path().join("other"), vec![0; rest]).unwrap();
+        for _ in 0..100 {
+            store.keep_free(0);
+        }
+        let here = (0..40).filter(|n| store.contains(blob(*n, 512 << 10).0));
+        let here = here.count();
+        assert!(here < 40, "nothing was tried");
+        assert!(here >= 20, "{here} are left");
     }
-    assert_eq!(held, 40);
-    let rest = mounted.free() as usize - (1 << 20);
-    fs::write(mounted.path().join("other"), vec![0; rest]).unwrap();
-    for _ in 0..100 {
-        store.keep_free(0);
-    }
-    let here = (0..40).filter(|n| store.contains(blob(*n, 512 << 10).0));
-    let here = here.count();
-    assert!(here < 40, "nothing was tried");
-    assert!(here >= 20, "{here} are left");
 }
 
 #[test]

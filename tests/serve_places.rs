@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use boxwright::action::{Ending, Finished};
+use boxwright::reapi::DigestFunction;
 use boxwright::reapi::proto::bytestream as bs;
 use boxwright::reapi::proto::longrunning as lro;
 use boxwright::reapi::proto::re;
@@ -15,7 +16,7 @@ use prost::Message;
 use serve_support::*;
 use tonic::client::Grpc;
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 /// As many as there are.
 const PLACES: usize = 64;
@@ -222,6 +223,34 @@ async fn one_connection_does_not_have_all_places() {
     until(async || goes_on(&server).await).await;
 }
 
+/// What waits for a place is not read, and must leave room on its connection for what has one.
+#[tokio::test]
+async fn large_calls_at_a_time_over_one_connection_all_go_through() {
+    let server = standalone().await;
+    let calls = (0..2 * PLACES).map(|n| {
+        let data = noise(2 << 20);
+        let digest = DigestFunction::Sha256.digest(&data);
+        let request = re::BatchUpdateBlobsRequest {
+            requests: vec![re::batch_update_blobs_request::Request {
+                digest: Some(digest.to_proto()),
+                data: data.into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let mut cas = server.cas();
+        async move {
+            let answer = cas.batch_update_blobs(request).await;
+            answer.unwrap_or_else(|error| panic!("{n}: {error}"))
+        }
+    });
+    // A place that is waited for in vain is given up after a minute.
+    let all = futures::future::join_all(calls);
+    let all = tokio::time::timeout(Duration::from_secs(50), all).await;
+    assert_eq!(all.unwrap().len(), 2 * PLACES);
+}
+
+/// Downloads, each of which lost its place without the client having heard of it, until these are too many.
 #[tokio::test]
 async fn a_connection_of_which_nothing_is_read_is_closed() {
     let server = standalone_with(
@@ -237,9 +266,50 @@ async fn a_connection_of_which_nothing_is_read_is_closed() {
         resource_name: format!("blobs/{}", server.keep(&noise(1 << 20))),
         ..Default::default()
     };
-    let _stalled = bytes.read(asked).await.unwrap();
+    let mut stalled = Vec::new();
+    for _ in 0..40 {
+        stalled.push(bytes.read(asked.clone()).await.unwrap());
+    }
     // There is no room for another before that.
     let mut cas = server.cas();
     let read = tokio::time::timeout(PATIENCE, cas.batch_read_blobs(read(&server))).await;
     assert_eq!(read.unwrap().unwrap().into_inner().responses.len(), 1);
+}
+
+/// What is paused costs the client that answer, and not what it does beside it.
+#[tokio::test]
+async fn an_upload_goes_on_beside_a_download_that_is_not_taken() {
+    let idle = Duration::from_millis(200);
+    let server = standalone_with(|config| config.download_idle = idle, |_| {}).await;
+    let mut bytes = server.bytes();
+    let asked = bs::ReadRequest {
+        resource_name: format!("blobs/{}", server.keep(&noise(8 << 20))),
+        ..Default::default()
+    };
+    let mut paused = bytes.read(asked).await.unwrap().into_inner();
+    let data = noise(1 << 20);
+    let digest = DigestFunction::Sha256.digest(&data);
+    let name = format!("uploads/u/blobs/{digest}");
+    let pieces = futures::stream::unfold(0, move |at| {
+        let (piece, name) = (data.get(at..at + (32 << 10)), name.clone());
+        let piece = piece.map(|piece| bs::WriteRequest {
+            resource_name: name,
+            write_offset: at as i64,
+            finish_write: at + piece.len() == data.len(),
+            data: piece.to_vec().into(),
+        });
+        async move {
+            tokio::time::sleep(idle / 4).await;
+            Some((piece?, at + (32 << 10)))
+        }
+    });
+    let written = tokio::time::timeout(PATIENCE, bytes.write(pieces)).await;
+    let written = written.unwrap().unwrap().into_inner();
+    assert_eq!(written.committed_size, 1 << 20);
+    let end = async {
+        while paused.message().await?.is_some() {}
+        Ok::<_, Status>(())
+    };
+    let end = tokio::time::timeout(PATIENCE, end).await.unwrap();
+    assert_eq!(end.unwrap_err().code(), Code::DeadlineExceeded);
 }

@@ -85,7 +85,7 @@ where
         let rest = Arc::new(Mutex::new(State::Taken(Rest {
             body,
             piece: Bytes::new(),
-            pace: Some(Pace::new(connection, idle, place.is_some())),
+            pace: Some(Pace::new(connection, idle)),
             place,
         })));
         Answer(Kind::Held {
@@ -105,14 +105,25 @@ impl<R: Body<Data = Bytes> + Unpin> Rest<R> {
                 end => return Poll::Ready(end),
             };
             match frame.into_data() {
-                Ok(data) => self.piece = data,
+                Ok(data) => {
+                    let large = data.len() > PIECE;
+                    self.piece = data;
+                    if let Some(pace) = self.pace.as_mut().filter(|_| large) {
+                        pace.message(true);
+                    }
+                }
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
             }
         }
         let next = self.piece.split_to(self.piece.len().min(PIECE));
         let next = Bytes::copy_from_slice(&next);
-        if self.piece.is_empty() && self.place.take().is_some() {
-            self.pace = None;
+        if self.piece.is_empty() {
+            if let Some(pace) = &mut self.pace {
+                pace.message(false);
+            }
+            if self.place.take().is_some() {
+                self.pace = None;
+            }
         }
         Poll::Ready(Some(Ok(Frame::data(next))))
     }
@@ -214,9 +225,9 @@ async fn give_up<R>(shared: Shared<R>) {
                 return;
             };
             match pace.left() {
-                Ok(left) => left,
-                Err(late) => {
-                    let _unread = pace.give_up(late);
+                Some(left) => left,
+                None => {
+                    let _unread = pace.give_up();
                     *state = State::GivenUp { _unread };
                     return;
                 }

@@ -20,6 +20,8 @@ use super::taken::Taken;
 
 /// How long one may take: a client that sends a batch more slowly than this is cut off.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long one waits for a place: what it has sent meanwhile takes room on its connection from those that have one.
+const WAIT: Duration = Duration::from_secs(60);
 
 /// The calls that are bounded: unary ones whose messages have some MiB. Streams have bounds of their own.
 const HEAVY: [&str; 7] = [
@@ -114,9 +116,14 @@ where
         let clone = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, clone);
         Box::pin(async move {
-            let place = match places.take().await {
-                Ok(place) => place,
-                Err(closed) => return Ok(closed.into_http()),
+            let place = match tokio::time::timeout(WAIT, places.take()).await {
+                Ok(Ok(place)) => place,
+                Ok(Err(closed)) => return Ok(closed.into_http()),
+                Err(_) => {
+                    let busy =
+                        "as many calls with large messages run as may at a time; try again later";
+                    return Ok(Status::unavailable(busy).into_http());
+                }
             };
             match tokio::time::timeout(PATIENCE, ready.call(request)).await {
                 Ok(answered) => {

@@ -63,6 +63,11 @@ const MAX_MESSAGE: usize = 16 << 20;
 const MAX_PIECE: usize = (4 << 20) + (64 << 10);
 /// How long running calls may go on when the server stops.
 const STOPPING: Duration = Duration::from_secs(10);
+/// What a client may have on its way in one call, in bytes.
+const STREAM_WINDOW: u32 = 128 << 10;
+/// And in all calls of a connection. A call that waits for its turn is not read, so that what it has sent is in the way of the
+/// others': 127 such calls leave room for those whose turn it is.
+const CONNECTION_WINDOW: u32 = 128 * STREAM_WINDOW;
 
 /// What to serve, and where.
 #[derive(Clone, Debug)]
@@ -231,8 +236,8 @@ impl Server {
             let server = tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(Duration::from_secs(30)))
                 .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-                .initial_stream_window_size(1 << 20)
-                .initial_connection_window_size(4 << 20)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_concurrent_streams(1024)
                 .layer(tower::util::MapResponseLayer::new(request::malformed))
                 .layer(gate.clone())

@@ -21,21 +21,12 @@ const TIMES: u32 = 9;
 /// Without it LEAST would be some hours.
 const WHOLE: u32 = 32;
 
-/// What has lasted too long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Late {
-    /// One answer, on a connection that goes on.
-    Answer,
-    /// All that waits for the connection: nobody reads there.
-    Connection,
-}
-
 /// How an answer is taken.
 pub(super) struct Pace {
     connection: Taken,
     /// How long it may be kept waiting.
     idle: Duration,
-    /// When it must have been taken.
+    /// When the message that is on its way must have been taken.
     until: Option<Instant>,
     /// For the client; else the client waits for more.
     waiting: Option<Counted>,
@@ -54,21 +45,25 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// That of an answer that is there now. `whole` is one message, which must come to its end.
-    pub(super) fn new(connection: Taken, idle: Duration, whole: bool) -> Self {
-        let now = Instant::now();
+    /// That of an answer that is there now.
+    pub(super) fn new(connection: Taken, idle: Duration) -> Self {
         Pace {
             waiting: Some(connection.waiting()),
             before: connection.bytes(),
             waited: connection.waits(),
             connection,
             idle,
-            until: whole.then(|| now + idle * WHOLE),
-            since: now,
+            until: None,
+            since: Instant::now(),
             kept: Duration::ZERO,
             taken: 0,
             put_up_with: 0,
         }
+    }
+
+    /// A message that is handed on piece by piece begins, or has come to its end.
+    pub(super) fn message(&mut self, begins: bool) {
+        self.until = begins.then(|| Instant::now() + self.idle * WHOLE);
     }
 
     /// The transport was given `bytes`, and does not wait for more.
@@ -92,35 +87,30 @@ impl Pace {
         self.put_up_with = 0;
     }
 
-    /// How long the client has at least.
-    pub(super) fn left(&mut self) -> Result<Duration, Late> {
+    /// How long the client has at least; `None` if it took too long.
+    pub(super) fn left(&mut self) -> Option<Duration> {
         self.settle();
         if self.waiting.is_none() {
-            return Ok(self.idle);
+            return Some(self.idle);
         }
         if self.until.is_some_and(|until| until <= self.since) {
-            return Err(Late::Answer);
+            return None;
         }
         if self.kept < self.idle {
-            return Ok(self.idle - self.kept);
+            return Some(self.idle - self.kept);
         }
         let waited = self.waited.min(self.connection.waits());
-        if self.connection.bytes() - self.before < LEAST * waited {
-            return Err(Late::Connection);
-        }
-        if self.put_up_with == TIMES {
-            return Err(Late::Answer);
+        let enough = self.connection.bytes() - self.before >= LEAST * waited;
+        if !enough || self.put_up_with == TIMES {
+            return None;
         }
         self.put_up_with += 1;
         self.begin();
-        Ok(self.idle)
+        Some(self.idle)
     }
 
-    /// The answer was given up, and with it the connection if that is `late`. It is not read until what this gives is dropped.
-    pub(super) fn give_up(&self, late: Late) -> Counted {
-        if late == Late::Connection {
-            self.connection.close();
-        }
+    /// The answer was given up. The client does not know of it until what this gives is dropped.
+    pub(super) fn give_up(&self) -> Counted {
         self.connection.unread()
     }
 
@@ -149,16 +139,16 @@ mod tests {
     const MOMENT: Duration = Duration::from_millis(1);
 
     fn stream(connection: &Taken) -> Pace {
-        Pace::new(connection.clone(), IDLE, false)
+        Pace::new(connection.clone(), IDLE)
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_may_wait_as_long_as_the_client_may_be_idle() {
         let mut pace = stream(&Taken::default());
         advance(IDLE - MOMENT).await;
-        assert_eq!(pace.left(), Ok(MOMENT));
+        assert_eq!(pace.left(), Some(MOMENT));
         advance(MOMENT).await;
-        assert_eq!(pace.left(), Err(Late::Connection));
+        assert_eq!(pace.left(), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -169,13 +159,13 @@ mod tests {
             advance(IDLE / 4).await;
             pace.wanted();
             advance(IDLE / 3).await;
-            assert!(pace.left().is_ok());
+            assert!(pace.left().is_some());
         }
         // Just before it would have been over, had it waited all the time.
         advance(IDLE - MOMENT).await;
         pace.took(1);
         advance(MOMENT * 2).await;
-        assert!(pace.left().is_ok());
+        assert!(pace.left().is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -189,7 +179,7 @@ mod tests {
         }
         pace.took(1);
         advance(MOMENT * 3).await;
-        assert_eq!(pace.left(), Err(Late::Connection));
+        assert_eq!(pace.left(), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -197,13 +187,13 @@ mod tests {
         let mut pace = stream(&Taken::default());
         for _ in 0..100 {
             advance(IDLE - MOMENT).await;
-            assert_eq!(pace.left(), Ok(MOMENT));
+            assert_eq!(pace.left(), Some(MOMENT));
             pace.took(LEAST as usize);
         }
         advance(IDLE - MOMENT).await;
         pace.took(LEAST as usize - 1);
         advance(MOMENT).await;
-        assert_eq!(pace.left(), Err(Late::Connection));
+        assert_eq!(pace.left(), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -220,7 +210,7 @@ mod tests {
                 satisfied.wanted();
             }
             let _more: Vec<_> = (0..more).map(|_| stream(&connection)).collect();
-            assert_eq!(pace.left().is_ok(), less == 0);
+            assert_eq!(pace.left().is_some(), less == 0);
         }
     }
 
@@ -232,7 +222,7 @@ mod tests {
             for _ in 0..TIMES {
                 connection.add(LEAST as usize);
                 advance(IDLE).await;
-                assert_eq!(pace.left(), Ok(IDLE));
+                assert_eq!(pace.left(), Some(IDLE));
             }
             pace.took(LEAST as usize);
         }
@@ -240,12 +230,12 @@ mod tests {
             connection.add(LEAST as usize);
             advance(IDLE).await;
             // It takes a little whenever it was put up with.
-            assert!(pace.left().is_ok());
+            assert!(pace.left().is_some());
             pace.took(1);
         }
         connection.add(LEAST as usize);
         advance(IDLE).await;
-        assert_eq!(pace.left(), Err(Late::Answer));
+        assert_eq!(pace.left(), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -256,7 +246,7 @@ mod tests {
             // A little comes now and then, and must wait for what others take.
             connection.add(LEAST as usize);
             advance(IDLE).await;
-            assert!(pace.left().is_ok());
+            assert!(pace.left().is_some());
             pace.wanted();
             advance(MOMENT).await;
             pace.took(1);
@@ -266,17 +256,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_message_that_is_taken_slowly_comes_to_an_end() {
         for whole in [false, true] {
-            let mut pace = Pace::new(Taken::default(), IDLE, whole);
+            let mut pace = stream(&Taken::default());
+            // Another was before it.
+            pace.message(true);
+            advance(IDLE - MOMENT).await;
+            pace.message(false);
+            pace.took(LEAST as usize);
+            pace.message(whole);
             for _ in 0..WHOLE - 1 {
                 advance(IDLE - MOMENT).await;
                 pace.took(LEAST as usize);
-                assert!(pace.left().is_ok());
+                assert!(pace.left().is_some());
             }
             advance(MOMENT * WHOLE).await;
             pace.took(LEAST as usize);
-            assert!(pace.left().is_ok());
+            assert!(pace.left().is_some());
             advance(IDLE - MOMENT).await;
-            assert_eq!(pace.left() == Err(Late::Answer), whole);
+            assert_eq!(pace.left().is_none(), whole);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the answers of one connection share: what it has taken, who waits for it to take more, the places that its calls may
-//! have, and its end. A connection of which nobody reads is closed, for what the transport has of its answers is let go of with it alone.
+//! have, and its end. A connection of which nobody reads what becomes of its answers is closed, for what the transport has of them
+//! is let go of with it alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use tokio::sync::Semaphore;
 use super::places;
 
 /// Answers that were given up, and are not read, of one connection: the transport may have a piece of each.
-const UNREAD: u64 = 64;
+const UNREAD: u64 = 32;
 
 /// One connection, as its answers know it.
 #[derive(Clone, Default)]
@@ -77,7 +78,7 @@ impl Taken {
     }
 
     /// Ends the connection, with all that is on its way.
-    pub(super) fn close(&self) {
+    fn close(&self) {
         self.0.closed.store(true, Ordering::Release);
         self.0.task.wake();
     }

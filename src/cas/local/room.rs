@@ -388,6 +388,7 @@ impl LocalStore {
         let unwritten = { self.index.lock().promised.unwritten() }.saturating_add(ahead);
         let wanted = self.config.free_floor.saturating_add(unwritten);
         let mut free = self.free_space()?;
+        let before = free;
         let mut all = Evicted::default();
         // What is evicted may not free anything, if it is open or linked elsewhere: three tries,
         // not the whole cache.
@@ -405,7 +406,10 @@ impl LocalStore {
                 break;
             }
         }
-        let in_vain = all.bytes > 0 && (free < FULL || all.linked > all.bytes / 2);
+        // Who fills the disk as fast as it is emptied looks the same as who has the files open. A first pause is short.
+        let freed = free.saturating_sub(before);
+        let in_vain =
+            all.bytes > 0 && (free < FULL || all.linked > all.bytes / 2 || freed < all.bytes / 4);
         self.floor.vain.looked(in_vain, Instant::now());
         if free < wanted {
             return Err(CasError::Full {
