@@ -12,12 +12,18 @@ pub struct Pins {
     store: Arc<LocalStore>,
     slots: Vec<Slot>,
     bytes: u64,
+    whole: bool,
 }
 
 impl Pins {
     /// Bytes of disk that they take when all of them are here.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// All of them were here when they were pinned, with nothing to be verified first: so they are as long as this lives.
+    pub fn whole(&self) -> bool {
+        self.whole
     }
 }
 
@@ -29,11 +35,19 @@ impl LocalStore {
         let digests: Vec<Digest> = digests.into_iter().collect();
         let sizes = digests.iter().map(|digest| disk_size(digest.size()));
         let bytes = sizes.fold(0, u64::saturating_add);
+        let mut whole = true;
         let mut index = self.index.lock();
+        let pin = |digest| {
+            let slot = index.pin(digest);
+            let files = index.files(slot);
+            whole &= (files.any() && !files.unverified()) || self.is_empty_blob(digest);
+            slot
+        };
         Pins {
-            slots: digests.into_iter().map(|d| index.pin(d)).collect(),
+            slots: digests.into_iter().map(pin).collect(),
             store: Arc::clone(self),
             bytes,
+            whole,
         }
     }
 }

@@ -124,10 +124,13 @@ impl Pinning {
     fn directory(&self, subtree: &Arc<Subtree>, below: Box<[Arc<Pinned>]>) -> Arc<Pinned> {
         let files: Vec<Digest> = contents(&subtree.directory).collect();
         let pins = (!files.is_empty()).then(|| self.cas.local().pin(files));
+        // To ask again whether each file is there would take as long as all the rest.
+        let whole = pins.as_ref().is_none_or(Pins::whole)
+            && below.iter().all(|child| child.whole.load(Ordering::Relaxed));
         let pinned = Arc::new(Pinned {
             subtree: subtree.clone(),
             below,
-            whole: AtomicBool::new(false),
+            whole: AtomicBool::new(whole),
             _pins: pins,
             living: Arc::downgrade(&self.living),
         });
