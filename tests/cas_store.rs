@@ -375,6 +375,9 @@ fn the_longest_unused_go_first_and_pinned_ones_stay() {
     for n in 0..10 {
         assert_eq!(put(&store, n, 4096), digests[n as usize]);
     }
+    let empty = DigestFunction::Sha256.digest(b"");
+    assert!(store.pin([digests[0], empty, digests[9]]).whole());
+    assert!(!pins.whole() && !store.pin([digests[0], absent]).whole());
     // A use each: the pinned ones do not care.
     assert!(store.contains(digests[2]));
     assert!(store.missing(&[digests[3]]).is_empty());

@@ -56,9 +56,11 @@ fn after_a_power_loss_blobs_are_hashed_before_their_first_use() {
 
     let store = boot(root, "two");
     assert_eq!(store.usage().blobs, 6);
+    assert!(!store.pin([digests[1]]).whole());
     assert!(!store.contains(digests[0]));
     assert_eq!(store.missing(&digests[..2]), digests[..1]);
     assert_eq!(store.read(digests[1], 1 << 20).unwrap().unwrap(), blob(1).1);
+    assert!(store.pin([digests[1]]).whole());
     assert!(store.open_blob(digests[0]).unwrap().is_none());
     assert_eq!(store.counters().quarantined, 1);
     assert_eq!(fs::read_dir(root.join("quarantine")).unwrap().count(), 1);

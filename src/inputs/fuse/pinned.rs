@@ -126,7 +126,9 @@ impl Pinning {
         let pins = (!files.is_empty()).then(|| self.cas.local().pin(files));
         // To ask again whether each file is there would take as long as all the rest.
         let whole = pins.as_ref().is_none_or(Pins::whole)
-            && below.iter().all(|child| child.whole.load(Ordering::Relaxed));
+            && below
+                .iter()
+                .all(|child| child.whole.load(Ordering::Relaxed));
         let pinned = Arc::new(Pinned {
             subtree: subtree.clone(),
             below,
