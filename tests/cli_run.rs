@@ -393,11 +393,11 @@ fn an_end_on_a_full_disk_is_not_the_command_s_though_it_removes_what_it_wrote() 
 /// However fast: space that is allocated at once is not taken for what could be written in the same time again.
 #[test]
 fn an_end_on_a_disk_of_which_most_was_allocated_at_once_is_the_command_s() {
-    let Some(mounted) = mounted::Mounted::ext4(4 << 30) else {
+    let Some(mounted) = mounted::Mounted::ext4(16 << 30) else {
         return;
     };
     let place = Place::new();
-    let script = "fallocate -l 2500M o && sleep 0.5 && rm o && exit 3";
+    let script = "fallocate -l 10G o && sleep 0.5 && rm o && exit 3";
     let (_, said) = ends(on_a_small_disk(&place, &mounted, script), 3);
     assert!(!said.contains("full while it ran"), "{said}");
 }

@@ -20,8 +20,8 @@ use super::taken::Taken;
 
 /// How long one may take: a client that sends a batch more slowly than this is cut off.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long one waits for a place: what it has sent meanwhile takes room on its connection from those that have one.
-const WAIT: Duration = Duration::from_secs(60);
+/// How long one waits for a place.
+const WAIT: Duration = Duration::from_secs(240);
 
 /// The calls that are bounded: unary ones whose messages have some MiB. Streams have bounds of their own.
 const HEAVY: [&str; 7] = [
@@ -33,6 +33,9 @@ const HEAVY: [&str; 7] = [
     "/GetOperation",
     "/ListOperations",
 ];
+
+/// Those of them that take what may be some MiB.
+const UPLOADS: [&str; 2] = ["/BatchUpdateBlobs", "/UpdateActionResult"];
 
 /// The calls whose answers are streams that hold something until they end: files, walks over trees, what is told of an action.
 const STREAMS: [&str; 4] = ["/Read", "/GetTree", "/Execute", "/WaitExecution"];
@@ -74,6 +77,14 @@ pub(super) struct Gate<S> {
     idle: Duration,
 }
 
+/// Waits for a place.
+async fn turn(places: Places, is_upload: bool) -> Result<Place, Status> {
+    let _waits = is_upload.then(|| places.upload()).transpose()?;
+    let place = tokio::time::timeout(WAIT, places.take()).await;
+    let busy = "as many calls with large messages run as may at a time; try again later";
+    place.unwrap_or_else(|_| Err(Status::unavailable(busy)))
+}
+
 impl<S, B, R> Service<http::Request<B>> for Gate<S>
 where
     S: Service<http::Request<B>, Response = http::Response<R>> + Clone + Send + 'static,
@@ -98,7 +109,8 @@ where
         let connection = request.extensions().get::<Taken>().cloned();
         let (connection, idle) = (connection.unwrap_or_default(), self.idle);
         let places = Places::new(self.calls.clone(), &connection);
-        if !is_one_of(&HEAVY) {
+        let (heavy, uploads) = (is_one_of(&HEAVY), is_one_of(&UPLOADS));
+        if !heavy {
             let streams = is_one_of(&STREAMS);
             request.extensions_mut().insert(places);
             let answered = self.inner.call(request);
@@ -116,14 +128,9 @@ where
         let clone = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, clone);
         Box::pin(async move {
-            let place = match tokio::time::timeout(WAIT, places.take()).await {
-                Ok(Ok(place)) => place,
-                Ok(Err(closed)) => return Ok(closed.into_http()),
-                Err(_) => {
-                    let busy =
-                        "as many calls with large messages run as may at a time; try again later";
-                    return Ok(Status::unavailable(busy).into_http());
-                }
+            let place = match turn(places, uploads).await {
+                Ok(place) => place,
+                Err(refused) => return Ok(refused.into_http()),
             };
             match tokio::time::timeout(PATIENCE, ready.call(request)).await {
                 Ok(answered) => {

@@ -65,8 +65,8 @@ const MAX_PIECE: usize = (4 << 20) + (64 << 10);
 const STOPPING: Duration = Duration::from_secs(10);
 /// What a client may have on its way in one call, in bytes.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// And in all calls of a connection. A call that waits for its turn is not read, so that what it has sent is in the way of the
-/// others': 127 such calls leave room for those whose turn it is.
+/// And in all calls of a connection. An upload that waits for its turn is not read, and what it has sent is in the way of the
+/// others': that many never wait.
 const CONNECTION_WINDOW: u32 = 128 * STREAM_WINDOW;
 
 /// What to serve, and where.

@@ -7,7 +7,7 @@ use http::Extensions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
-use super::taken::Taken;
+use super::taken::{Counted, Taken};
 
 /// Messages of some MiB that are in memory at a time.
 const ALL: usize = 64;
@@ -28,7 +28,7 @@ pub(super) fn of_one() -> Arc<Semaphore> {
 #[derive(Clone)]
 pub(super) struct Places {
     all: Arc<Semaphore>,
-    connection: Arc<Semaphore>,
+    connection: Taken,
 }
 
 /// A place, until the last clone of it is dropped: what comes with an answer must be one that can be cloned.
@@ -42,7 +42,7 @@ impl Places {
     pub(super) fn new(all: Arc<Semaphore>, connection: &Taken) -> Self {
         Places {
             all,
-            connection: connection.places(),
+            connection: connection.clone(),
         }
     }
 
@@ -52,10 +52,16 @@ impl Places {
         places.ok_or_else(|| Status::internal("the request did not come through the gate"))
     }
 
+    /// An upload waits for its turn, be it for a place or not, until what this gives is dropped.
+    pub(super) fn upload(&self) -> Result<Counted, Status> {
+        self.connection.upload()
+    }
+
     /// Waits for one. The connection's own comes first: who waits for that keeps nobody else.
     pub(super) async fn take(self) -> Result<Place, Status> {
         let stopping = |_| Status::unavailable("the server is stopping");
-        let own = self.connection.acquire_owned().await.map_err(stopping)?;
+        let own = self.connection.places().acquire_owned();
+        let own = own.await.map_err(stopping)?;
         let common = self.all.acquire_owned().await.map_err(stopping)?;
         Ok(Place {
             _permits: Arc::new([own, common]),

@@ -8,11 +8,15 @@ use std::task::Context;
 
 use futures::task::AtomicWaker;
 use tokio::sync::Semaphore;
+use tonic::Status;
 
 use super::places;
 
 /// Answers that were given up, and are not read, of one connection: the transport may have a piece of each.
 const UNREAD: u64 = 32;
+/// Uploads of one connection that may wait for their turn: what they have sent is in the way of the others'. It leaves those
+/// whose turn it is a quarter of what the connection may have on its way.
+const UPLOADS: u64 = 96;
 
 /// One connection, as its answers know it.
 #[derive(Clone, Default)]
@@ -22,6 +26,7 @@ struct Shared {
     bytes: AtomicU64,
     waiting: AtomicU64,
     unread: AtomicU64,
+    uploads: AtomicU64,
     places: Arc<Semaphore>,
     closed: AtomicBool,
     /// What must know of that.
@@ -34,6 +39,7 @@ impl Default for Shared {
             bytes: AtomicU64::default(),
             waiting: AtomicU64::default(),
             unread: AtomicU64::default(),
+            uploads: AtomicU64::default(),
             places: places::of_one(),
             closed: AtomicBool::default(),
             task: AtomicWaker::new(),
@@ -70,6 +76,18 @@ impl Taken {
             self.close();
         }
         unread
+    }
+
+    /// One more upload waits for its turn, until this is dropped; refused if those are too many.
+    pub(super) fn upload(&self) -> Result<Counted, Status> {
+        let (upload, count) = Counted::new(self, |shared| &shared.uploads);
+        if count > UPLOADS {
+            let many = format!(
+                "{UPLOADS} uploads of this connection wait for their turn already; try again later"
+            );
+            return Err(Status::unavailable(many));
+        }
+        Ok(upload)
     }
 
     /// The places that its calls may have.

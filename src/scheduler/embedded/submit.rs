@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::Embedded;
 use super::operation::{End, Watch};
 use super::queue::{JobId, Refused, Request};
-use crate::action::bounds::{self, MAX_ACTION};
+use crate::action::bounds::{self, MAX_ACTION, MAX_COMMAND};
 use crate::cas::CasError;
 use crate::reapi::Digest;
 use crate::reapi::proto::{re, rpc};
@@ -165,7 +165,9 @@ impl Embedded {
         }
         // An attempt that fails for want of room is followed by one for which room was made.
         let command = Digest::from_proto(request.digest.function(), action.command_digest.as_ref());
-        let messages = [request.digest].into_iter().chain(command.ok());
+        // One that is too large is refused by whoever reads it.
+        let command = command.ok().filter(|command| command.size() <= MAX_COMMAND);
+        let messages = [request.digest].into_iter().chain(command);
         let messages = self.keeping.messages(&self.store, messages);
         let mut state = self.lock();
         if state.drain.is_some() {

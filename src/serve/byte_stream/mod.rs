@@ -12,6 +12,7 @@ use futures::Stream;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::places::Places;
 use super::request::{blocking, instance};
 use crate::cas::LocalStore;
 use crate::reapi::proto::bytestream as bs;
@@ -96,7 +97,8 @@ impl ByteStream for ByteStreamService {
         // A task of its own: when the client breaks off, this call is dropped at once, and what has come so far must still
         // be kept for the client to go on with.
         let me = self.clone();
-        tokio::spawn(async move { me.take_upload(request.into_inner()).await })
+        let places = Places::of(request.extensions())?;
+        tokio::spawn(async move { me.take_upload(request.into_inner(), &places).await })
             .await
             .unwrap_or_else(|error| Err(Status::internal(format!("the upload broke: {error}"))))
             .map(|committed_size| Response::new(bs::WriteResponse { committed_size }))
