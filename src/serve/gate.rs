@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http_body::Body;
 use tokio::sync::Semaphore;
 use tonic::Status;
@@ -79,6 +80,9 @@ pub(super) struct Gate<S> {
 
 /// Waits for a place.
 async fn turn(places: Places, is_upload: bool) -> Result<Place, Status> {
+    if let Some(place) = places.clone().take().now_or_never() {
+        return place;
+    }
     let _waits = is_upload.then(|| places.upload()).transpose()?;
     let place = tokio::time::timeout(WAIT, places.take()).await;
     let busy = "as many calls with large messages run as may at a time; try again later";

@@ -67,7 +67,10 @@ const STOPPING: Duration = Duration::from_secs(10);
 const STREAM_WINDOW: u32 = 256 << 10;
 /// And in all calls of a connection. An upload that waits for its turn is not read, and what it has sent is in the way of the
 /// others': that many never wait.
-const CONNECTION_WINDOW: u32 = 128 * STREAM_WINDOW;
+const CONNECTION_WINDOW: u32 = 160 * STREAM_WINDOW;
+/// What may still come of calls that were refused while the client sent them, in frames, until the connection is closed for it. A
+/// client sends one window of each.
+const REFUSED: usize = 1 << 16;
 
 /// What to serve, and where.
 #[derive(Clone, Debug)]
@@ -239,6 +242,7 @@ impl Server {
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_concurrent_streams(1024)
+                .http2_max_local_error_reset_streams(Some(REFUSED))
                 .layer(tower::util::MapResponseLayer::new(request::malformed))
                 .layer(gate.clone())
                 .add_routes(self.routes.clone());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::places::Places;
@@ -65,6 +65,16 @@ impl ByteStreamService {
         self.uploads.expire();
     }
 
+    /// Waits for one of the places of uploads. Who gives up meanwhile has sent nothing that is worth keeping.
+    async fn writer(&self, places: &Places) -> Result<OwnedSemaphorePermit, Status> {
+        if let Ok(writer) = self.writers.clone().try_acquire_owned() {
+            return Ok(writer);
+        }
+        let _waits = places.upload()?;
+        let writer = self.writers.clone().acquire_owned().await;
+        writer.map_err(|_| Status::unavailable("the server is shutting down"))
+    }
+
     async fn present(&self, name: &BlobName) -> Result<bool, Status> {
         let (store, digest) = (self.store.clone(), name.digest);
         blocking(move || Ok(store.contains(digest))).await
@@ -94,11 +104,11 @@ impl ByteStream for ByteStreamService {
         &self,
         request: Request<Streaming<bs::WriteRequest>>,
     ) -> Result<Response<bs::WriteResponse>, Status> {
+        let writer = self.writer(&Places::of(request.extensions())?).await?;
         // A task of its own: when the client breaks off, this call is dropped at once, and what has come so far must still
         // be kept for the client to go on with.
         let me = self.clone();
-        let places = Places::of(request.extensions())?;
-        tokio::spawn(async move { me.take_upload(request.into_inner(), &places).await })
+        tokio::spawn(async move { me.take_upload(request.into_inner(), writer).await })
             .await
             .unwrap_or_else(|error| Err(Status::internal(format!("the upload broke: {error}"))))
             .map(|committed_size| Response::new(bs::WriteResponse { committed_size }))

@@ -13,11 +13,10 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
 use tonic::{Status, Streaming};
 
 use super::super::compress::Inflate;
-use super::super::places::Places;
 use super::super::request::{blocking, failed};
 use super::uploads::{Partial, Turn, Upload};
 use super::{ByteStreamService, write_name};
@@ -68,15 +67,8 @@ impl ByteStreamService {
     pub(super) async fn take_upload(
         &self,
         mut stream: Streaming<bs::WriteRequest>,
-        places: &Places,
+        _writer: OwnedSemaphorePermit,
     ) -> Result<i64, Status> {
-        let waits = places.upload()?;
-        let _permit = self
-            .writers
-            .acquire()
-            .await
-            .map_err(|_| Status::unavailable("the server is shutting down"))?;
-        drop(waits);
         let first = tokio::time::timeout(self.idle, stream.message())
             .await
             .map_err(|_| self.silent())??

@@ -423,8 +423,10 @@ class Lab:
             if process.running():
                 # The second gives back what runs. A third would leave the session open, and BuildGrid gives it jobs of the next scenario.
                 process.signal(signal.SIGTERM)
-                wait_for(lambda: "how=" in process.log() or not process.running(), 20, "the begin of a drain")
-                process.stop()
+                try:
+                    wait_for(lambda: "how=" in process.log() or not process.running(), 20, "the begin of a drain")
+                finally:
+                    process.stop()
 
     def start_worker(self, jobs=1, state=None, flags=()):
         return self.spawn(
