@@ -716,8 +716,7 @@ async fn a_download_that_nobody_takes_gives_its_place_up() {
         resource_name: format!("blobs/{}", sha(&data)),
         ..Default::default()
     };
-    let channel = tonic::transport::Endpoint::from_shared(server.address.clone()).unwrap();
-    let mut other = bs::byte_stream_client::ByteStreamClient::new(channel.connect().await.unwrap());
+    let mut other = bs::byte_stream_client::ByteStreamClient::new(connection(&server).await);
     let stalled = other.read(request.clone()).await.unwrap();
     let mut stalled = stalled.into_inner();
     // There is one place, and the first one has it until it is dropped.

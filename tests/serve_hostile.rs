@@ -8,40 +8,10 @@ use std::time::Duration;
 use boxwright::reapi::proto::bytestream as bs;
 use boxwright::reapi::proto::re;
 use bytes::Bytes;
-use prost::Message;
 use serve_support::*;
-use tonic::client::Grpc;
-use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 const CAS: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage";
-
-/// Sends one message to a method, whatever type that takes.
-async fn send<A: Message + Default + 'static>(
-    channel: Channel,
-    method: &str,
-    message: impl Message + 'static,
-) -> Result<Streaming<A>, Status> {
-    let mut client = Grpc::new(channel);
-    client.ready().await.unwrap();
-    let codec = tonic_prost::ProstCodec::default();
-    let answer = client.server_streaming(Request::new(message), method.parse().unwrap(), codec);
-    Ok(answer.await?.into_inner())
-}
-
-/// A connection of its own, on which little is on its way unread.
-async fn connection(server: &Standalone) -> Channel {
-    connection_of(server, 64 << 10).await
-}
-
-/// A connection of its own, on which as much may be unread, but little of one answer.
-async fn connection_of(server: &Standalone, unread: u32) -> Channel {
-    let endpoint = tonic::transport::Endpoint::from_shared(server.address.clone()).unwrap();
-    let endpoint = endpoint
-        .initial_stream_window_size(64 << 10)
-        .initial_connection_window_size(unread);
-    endpoint.connect().await.unwrap()
-}
 
 #[tokio::test]
 async fn what_is_no_message_is_the_senders_fault() {
@@ -139,13 +109,6 @@ async fn stalled(server: &Standalone) -> Vec<Streaming<re::BatchReadBlobsRespons
         stalled.push(answer.unwrap());
     }
     stalled
-}
-
-fn read(server: &Standalone) -> re::BatchReadBlobsRequest {
-    re::BatchReadBlobsRequest {
-        digests: vec![server.keep(&noise(1 << 20)).to_proto()],
-        ..Default::default()
-    }
 }
 
 #[tokio::test]

@@ -12,39 +12,14 @@ use boxwright::reapi::proto::bytestream as bs;
 use boxwright::reapi::proto::longrunning as lro;
 use boxwright::reapi::proto::re;
 use boxwright::scheduler::{Event, Scheduler};
-use prost::Message;
 use serve_support::*;
-use tonic::client::Grpc;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 /// As many as there are.
 const PLACES: usize = 64;
 /// Long enough for a call that need not wait.
 const MOMENT: Duration = Duration::from_millis(500);
-
-/// Sends one message to a method, whatever type that takes.
-async fn send<A: Message + Default + 'static>(
-    channel: Channel,
-    method: &str,
-    message: impl Message + 'static,
-) -> Result<Streaming<A>, Status> {
-    let mut client = Grpc::new(channel);
-    client.ready().await.unwrap();
-    let codec = tonic_prost::ProstCodec::default();
-    let method = format!("/{method}").parse().unwrap();
-    let answer = client.server_streaming(Request::new(message), method, codec);
-    Ok(answer.await?.into_inner())
-}
-
-/// A connection of its own, on which little is on its way unread.
-async fn connection(server: &Standalone) -> Channel {
-    let endpoint = tonic::transport::Endpoint::from_shared(server.address.clone()).unwrap();
-    let endpoint = endpoint
-        .initial_stream_window_size(64 << 10)
-        .initial_connection_window_size(64 << 10);
-    endpoint.connect().await.unwrap()
-}
 
 /// An action that has ended with a result of a MiB: what it was asked for with, and the name of its operation.
 async fn ended(server: &Standalone) -> (re::ExecuteRequest, String) {
@@ -80,10 +55,10 @@ async fn ended(server: &Standalone) -> (re::ExecuteRequest, String) {
 
 /// The calls that tell of an operation.
 const TELL: [&str; 4] = [
-    "google.longrunning.Operations/GetOperation",
-    "google.longrunning.Operations/WaitOperation",
-    "build.bazel.remote.execution.v2.Execution/WaitExecution",
-    "build.bazel.remote.execution.v2.Execution/Execute",
+    "/google.longrunning.Operations/GetOperation",
+    "/google.longrunning.Operations/WaitOperation",
+    "/build.bazel.remote.execution.v2.Execution/WaitExecution",
+    "/build.bazel.remote.execution.v2.Execution/Execute",
 ];
 
 /// Makes one of them.
@@ -113,20 +88,11 @@ async fn stalled(
     stalled
 }
 
-fn read(server: &Standalone) -> re::BatchReadBlobsRequest {
-    re::BatchReadBlobsRequest {
-        digests: vec![server.keep(&noise(1 << 20)).to_proto()],
-        ..Default::default()
-    }
-}
-
 /// Whether a call that needs a place gets one soon.
 async fn goes_on(server: &Standalone) -> bool {
     let (mut cas, asked) = (server.cas(), read(server));
-    match tokio::time::timeout(MOMENT, cas.batch_read_blobs(asked)).await {
-        Ok(answered) => answered.is_ok(),
-        Err(_) => false,
-    }
+    let answered = tokio::time::timeout(MOMENT, cas.batch_read_blobs(asked)).await;
+    answered.is_ok_and(|answered| answered.is_ok())
 }
 
 async fn until(what: impl AsyncFn() -> bool) {
@@ -203,7 +169,7 @@ async fn done(stream: &mut Streaming<lro::Operation>) {
 async fn one_connection_does_not_have_all_places() {
     let server = standalone().await;
     let channel = connection(&server).await;
-    let method = "build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs";
+    let method = "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs";
     let asked = read(&server);
     let answered = Arc::new(AtomicUsize::new(0));
     let mut calls = tokio::task::JoinSet::new();

@@ -106,11 +106,10 @@ impl<R: Body<Data = Bytes> + Unpin> Rest<R> {
             };
             match frame.into_data() {
                 Ok(data) => {
-                    let large = data.len() > PIECE;
-                    self.piece = data;
-                    if let Some(pace) = self.pace.as_mut().filter(|_| large) {
-                        pace.message(true);
+                    if let Some(pace) = &mut self.pace {
+                        pace.message(data.len() > PIECE);
                     }
+                    self.piece = data;
                 }
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
             }

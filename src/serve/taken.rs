@@ -108,7 +108,7 @@ impl Taken {
     }
 }
 
-/// One of an answer's states, as long as the answer is in it.
+/// What an answer or an upload is at the moment, counted as long as it is that.
 pub(super) struct Counted {
     of: Taken,
     count: fn(&Shared) -> &AtomicU64,

@@ -19,8 +19,9 @@ use boxwright::scheduler::embedded::{ActionCache, Embedded, EmbeddedConfig};
 use boxwright::serve::{Server, ServerConfig};
 use prost::Message;
 use tokio::sync::oneshot;
-use tonic::Status;
+use tonic::client::Grpc;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
 
 /// Nothing in these tests should take longer; a wait that does is a failure, not a hang.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -223,4 +224,39 @@ pub fn noise(size: usize) -> Vec<u8> {
             state as u8
         })
         .collect()
+}
+
+/// Sends one message to a method, whatever type that takes.
+pub async fn send<A: Message + Default + 'static>(
+    channel: Channel,
+    method: &str,
+    message: impl Message + 'static,
+) -> Result<Streaming<A>, Status> {
+    let mut client = Grpc::new(channel);
+    client.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::default();
+    let answer = client.server_streaming(Request::new(message), method.parse().unwrap(), codec);
+    Ok(answer.await?.into_inner())
+}
+
+/// A connection of its own, on which little is on its way unread.
+pub async fn connection(server: &Standalone) -> Channel {
+    connection_of(server, 64 << 10).await
+}
+
+/// A connection of its own, on which as much may be unread, but little of one answer.
+pub async fn connection_of(server: &Standalone, unread: u32) -> Channel {
+    let endpoint = Endpoint::from_shared(server.address.clone()).unwrap();
+    let endpoint = endpoint
+        .initial_stream_window_size(64 << 10)
+        .initial_connection_window_size(unread);
+    endpoint.connect().await.unwrap()
+}
+
+/// Asks for a blob of a MiB.
+pub fn read(server: &Standalone) -> re::BatchReadBlobsRequest {
+    re::BatchReadBlobsRequest {
+        digests: vec![server.keep(&noise(1 << 20)).to_proto()],
+        ..Default::default()
+    }
 }

@@ -11,14 +11,17 @@ use crate::reapi::Digest;
 pub struct Pins {
     store: Arc<LocalStore>,
     slots: Vec<Slot>,
-    bytes: u64,
     whole: bool,
 }
 
 impl Pins {
     /// Bytes of disk that they take when all of them are here.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        let index = self.store.index.lock();
+        let digests = self.slots.iter().map(|&slot| index.digest(slot));
+        digests
+            .map(|digest| disk_size(digest.size()))
+            .fold(0, u64::saturating_add)
     }
 
     /// All of them were here when they were pinned, with nothing to be verified first: so they are as long as this lives.
@@ -33,8 +36,6 @@ impl LocalStore {
     pub fn pin(self: &Arc<Self>, digests: impl IntoIterator<Item = Digest>) -> Pins {
         // Outside the lock: the iterator is somebody else's code.
         let digests: Vec<Digest> = digests.into_iter().collect();
-        let sizes = digests.iter().map(|digest| disk_size(digest.size()));
-        let bytes = sizes.fold(0, u64::saturating_add);
         let mut whole = true;
         let mut index = self.index.lock();
         let pin = |digest| {
@@ -46,7 +47,6 @@ impl LocalStore {
         Pins {
             slots: digests.into_iter().map(pin).collect(),
             store: Arc::clone(self),
-            bytes,
             whole,
         }
     }

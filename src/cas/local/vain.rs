@@ -1,4 +1,4 @@
-//! Evictions in vain. What is evicted frees nothing while it is linked elsewhere, and nothing that lasts while somebody fills the disk
+//! Evictions in vain. What is evicted frees nothing while it is open or linked elsewhere, and nothing that lasts while somebody fills the disk
 //! faster than it is emptied. Whoever looks after the floor of free space does so many times a second, for each action: the whole cache
 //! would be gone in seconds. So after a look that was in vain nobody tries for a while, and for twice as long after the next.
 

@@ -311,6 +311,7 @@ impl Scheduler for Embedded {
             tracing::warn!(action = %job.digest, attempt = job.attempts, why, "the worker failed; trying again");
             // One that did not come so far says nothing of them.
             if let Some(inputs) = finished.inputs.take() {
+                // Those of the attempt before do not take their room.
                 job.inputs = None;
                 job.inputs = self.keeping.keep(inputs);
             }
